@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from swa import jsonio
 from swa.errors import PolicyError
 from swa.files import write_text
 
@@ -30,7 +30,7 @@ I64 = npt.NDArray[np.int64]
 
 
 class Rows(NamedTuple):
-    """Engine arrays, each int64 [L]: row t < full_from sees the window and the sinks, others all."""
+    """Engine arrays, each int64 [L]: rows below full_from see window and sinks, others all."""
 
     window: I64
     """Keys a row sees, its own included; 0 = all."""
@@ -52,9 +52,9 @@ class AttentionPolicy:
     """How the sliding layers of a hybrid attend, and, once chosen, which layers they are.
 
     With P prompt tokens, row t < P - num_tail_tokens of a sliding layer attends to the keys
-    {j <= t : j > t - sliding_window or j < num_sink_tokens}, at their original RoPE positions. Later
-    rows (the tail and the answer) attend to all keys before them, unless `decode` is "window": then
-    no row is exempt, and generation evicts the keys that no row will see again.
+    {j <= t : j > t - sliding_window or j < num_sink_tokens}, at their original RoPE positions.
+    Later rows (the tail and the answer) attend to all keys before them, unless `decode` is
+    "window": then no row is exempt, and generation evicts the keys that no row will see again.
 
     Args:
         sliding_window: keys a row sees, its own included: one int >= 1, or one per layer.
@@ -62,7 +62,7 @@ class AttentionPolicy:
         num_tail_tokens: last prompt tokens that attend to everything (>= 0).
         layer_types: "full_attention" or "sliding_attention" per layer (Hugging Face's names);
             None = not chosen yet: every layer that can slide does.
-        decode: "full" (the setting of arXiv 2606.27791: saves prefill work, not memory) or "window".
+        decode: "full" (as in arXiv 2606.27791: saves prefill work, not memory) or "window".
         consumer: the stock server this policy describes, see `for_consumer`.
 
     Raises:
@@ -158,10 +158,11 @@ class AttentionPolicy:
         """Engine arrays for a run of `n_tokens` tokens, of which the first `prompt_len` are prompt.
 
         Layers in `full_layers` attend to everything, others slide; layers that the checkpoint made
-        sliding keep their own window. `layer_types` is not read: the caller says which layers are full.
+        sliding keep their own window. `layer_types` is not read: the caller says who is full.
 
         Raises:
-            PolicyError: per-layer windows of another length, or a full layer that is natively sliding.
+            PolicyError: a policy for another number of layers; a full layer that does not exist,
+                or that the checkpoint itself made sliding.
         """
         full_from = max(0, prompt_len - self.num_tail_tokens) if self.decode == "full" else n_tokens
         slides = self._sliding_layers(config, full_layers)
@@ -256,14 +257,14 @@ class AttentionPolicy:
 
     def to_json(self) -> str:
         """The JSON form as indented text, ending in a newline."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        return jsonio.dumps_document(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> AttentionPolicy:
         """Read what `to_json` wrote. Raises PolicyError: not JSON, or as `from_dict`."""
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = jsonio.loads(text)
+        except ValueError as error:
             raise PolicyError(f"the policy is not valid JSON: {error}") from error
         return cls.from_dict(data)
 
