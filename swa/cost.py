@@ -1,0 +1,95 @@
+"""What a run costs in floating-point operations, from the model's shape and the policy alone.
+
+Estimates for progress bars: right in proportion, from one example to the next, which is what an
+honest time of arrival needs. A multiply-add counts as two operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from swa.config import ModelConfig
+    from swa.policy import AttentionPolicy
+
+
+def nll_flops(
+    config: ModelConfig,
+    policy: AttentionPolicy,
+    full_layers: Collection[int],
+    prompt_len: int,
+    answer_len: int,
+) -> float:
+    """One teacher-forced pass over prompt and answer, with the logits of the answer rows."""
+    n_tokens = prompt_len + answer_len
+    rows = policy.rows(config, full_layers, prompt_len, n_tokens)
+    keys = sum(_attended(*layer, n_tokens).sum() for layer in zip(*rows, strict=True))
+    linear = config.num_hidden_layers * n_tokens * (_qkv_flops(config) + _rest_flops(config))
+    return float(linear + keys * _key_flops(config) + answer_len * _head_flops(config))
+
+
+def sweep_flops(
+    config: ModelConfig,
+    policy: AttentionPolicy,
+    base: Collection[int],
+    flips: Collection[int],
+    prompt_len: int,
+    answer_len: int,
+) -> float:
+    """The base pass and one fork for each layer of `flips`, as the engine walks them.
+
+    The rows that no window has reached yet are the same in all runs and run once; a fork reuses the
+    base's queries, keys and values of its own layer and runs all layers above.
+    """
+    n_tokens = prompt_len + answer_len
+    base_rows = policy.rows(config, base, prompt_len, n_tokens)
+    keys = [_attended(*layer, n_tokens) for layer in zip(*base_rows, strict=True)]
+    windows = policy.windows(config.num_hidden_layers)
+    shared = min(min(windows[layer] for layer in flips) + policy.num_sink_tokens, n_tokens)
+    own = n_tokens - shared
+
+    # Cost of one layer above the shared rows, in the base's attention pattern.
+    above = [
+        own * (_qkv_flops(config) + _rest_flops(config)) + k[shared:].sum() * _key_flops(config)
+        for k in keys
+    ]
+    total = nll_flops(config, policy, base, prompt_len, answer_len)
+    for layer in flips:
+        flipped = policy.rows(config, set(base) ^ {layer}, prompt_len, n_tokens)
+        fork_keys = _attended(*(array[layer] for array in flipped), n_tokens)[shared:].sum()
+        total += own * _rest_flops(config) + fork_keys * _key_flops(config)
+        total += sum(above[layer + 1 :]) + answer_len * _head_flops(config)
+    return float(total)
+
+
+def _attended(window: int, sinks: int, full_from: int, n_tokens: int) -> npt.NDArray[np.int64]:
+    """int64 [n_tokens]: how many keys each row of a layer attends to."""
+    causal = np.arange(1, n_tokens + 1)
+    if window == 0:
+        return causal
+    sliding = np.minimum(causal, window) + np.minimum(sinks, np.maximum(causal - window, 0))
+    return np.where(np.arange(n_tokens) >= full_from, causal, sliding)
+
+
+def _key_flops(config: ModelConfig) -> int:
+    """One row attending to one key: a dot product and a weighted sum in each query head."""
+    return 4 * config.num_attention_heads * config.head_dim
+
+
+def _qkv_flops(config: ModelConfig) -> int:
+    heads = config.num_attention_heads + 2 * config.num_key_value_heads
+    return 2 * config.hidden_size * heads * config.head_dim
+
+
+def _rest_flops(config: ModelConfig) -> int:
+    """The output projection and the MLP of one row."""
+    attention_out = config.num_attention_heads * config.head_dim
+    return 2 * config.hidden_size * (attention_out + 3 * config.intermediate_size)
+
+
+def _head_flops(config: ModelConfig) -> int:
+    return 2 * config.hidden_size * config.vocab_size

@@ -1,0 +1,146 @@
+"""The journal of a long run: JSON lines, append-only, so that a killed run resumes where it stopped.
+
+The first line names the format and everything the results depend on; each later line is one finished
+piece of work, on the disk before the next piece starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from swa import jsonio
+from swa.errors import ScoresError
+from swa.files import flush_directory
+
+SCHEMA = "swa.journal/1"
+
+
+class Journal:
+    """An open journal: `records` holds what earlier runs finished, `append` adds to it.
+
+    The file is locked while open, and a last line that a crash cut short is dropped: its work is
+    simply done again.
+
+    Args:
+        path: created if absent; its directory must exist.
+        inputs: all that the records depend on (JSON values); a journal of other inputs is refused.
+
+    Raises:
+        ScoresError: another process has the journal open, it belongs to other inputs, it is damaged
+            before its last line, or the file is no journal at all (it is never overwritten).
+        OSError: the file cannot be opened, read or written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], inputs: Mapping[str, Any]) -> None:
+        self.path = os.fspath(path)
+        self.records: list[dict[str, Any]] = []
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            self._lock()
+            self._restore({"schema": SCHEMA, "inputs": jsonio.loads(jsonio.dumps_line(dict(inputs)))})
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record; it is on the disk when this returns. Raises OSError."""
+        self._write(dict(record))
+
+    def close(self) -> None:
+        """Close the file and release its lock; closing twice is fine."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise ScoresError(
+                f"{self.path}: another run is writing this journal: wait for it to end, or give this"
+                " run a journal of its own"
+            ) from None
+
+    def _restore(self, header: dict[str, Any]) -> None:
+        """Read the records back, or write `header` to a journal that has none yet."""
+        content = self._read()
+        if (jsonio.dumps_line(header) + "\n").encode().startswith(content):
+            # Empty, or cut short within its very first line (a whole one changes nothing).
+            os.ftruncate(self._descriptor, 0)
+            self._write(header)
+            flush_directory(Path(self.path).resolve().parent)
+            return
+        lines = content.split(b"\n")
+        self._check_header(lines[0], header)
+        whole = len(lines[0]) + 1
+        for number, line in enumerate(lines[1:-1], start=2):
+            try:
+                record = jsonio.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("not a JSON object")
+            except ValueError as error:
+                if whole + len(line) + 1 == len(content):
+                    break  # the last line: a crash may leave any bytes there
+                raise ScoresError(
+                    f"{self.path}: line {number} is damaged ({error}): delete this file to start anew"
+                ) from error
+            self.records.append(record)
+            whole += len(line) + 1
+        os.ftruncate(self._descriptor, whole)
+
+    def _check_header(self, line: bytes, header: dict[str, Any]) -> None:
+        try:
+            found = jsonio.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+            raise ScoresError(
+                f"{self.path}: this is not a journal ({SCHEMA}) and is left as it is: give another"
+                " path, or delete the file"
+            )
+        theirs, ours = found.get("inputs"), header["inputs"]
+        theirs = theirs if isinstance(theirs, dict) else {}
+        changed = [
+            f"{key} was {_shown(theirs.get(key))}, is {_shown(ours.get(key))}"
+            for key in (ours | theirs)
+            if theirs.get(key) != ours.get(key)
+        ]
+        if changed:
+            raise ScoresError(
+                f"{self.path}: this journal belongs to another run: {'; '.join(changed)}. Repeat that"
+                " run's inputs to resume it, or give another path"
+            )
+
+    def _read(self) -> bytes:
+        with open(self._descriptor, "rb", closefd=False) as file:
+            return file.read()
+
+    def _write(self, value: dict[str, Any]) -> None:
+        rest = memoryview((jsonio.dumps_line(value) + "\n").encode())
+        while rest:
+            rest = rest[os.write(self._descriptor, rest) :]
+        os.fsync(self._descriptor)
+
+
+def _shown(value: Any) -> str:
+    text = jsonio.dumps_line(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

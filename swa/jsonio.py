@@ -1,0 +1,51 @@
+"""JSON as this package writes it: no NaN, no repeated key, one row of numbers per line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def dumps_line(value: Any) -> str:
+    """One line, floats at full precision. Raises ValueError on NaN and infinity."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def dumps_document(value: dict[str, Any]) -> str:
+    """Objects spread over lines, lists of lists row by row, everything else compact: fit for diffs."""
+    return _spread(value, "") + "\n"
+
+
+def loads(text: str | bytes) -> Any:
+    """Parse JSON, refusing what the standard forbids and Python lets pass.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, a NaN or an infinity, a key given twice, or nested too deep.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _spread(value: Any, indent: str) -> str:
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        rows = [f"{inner}{dumps_line(str(k))}: {_spread(v, inner)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(rows) + f"\n{indent}}}"
+    if isinstance(value, (list, tuple)) and any(isinstance(v, (list, tuple)) for v in value):
+        return "[\n" + ",\n".join(inner + dumps_line(v) for v in value) + f"\n{indent}]"
+    return dumps_line(value)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is given twice")
+    return data
