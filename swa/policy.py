@@ -240,6 +240,8 @@ class AttentionPolicy:
     def from_dict(cls, data: Mapping[str, Any]) -> AttentionPolicy:
         """The policy that `to_dict` gave; keys other than `sliding_window` may be left out.
 
+        "selection", where a `Selection` keeps its origin in the same file, is passed over.
+
         Raises:
             PolicyError: another schema, an unknown key, or a value the class refuses.
         """
@@ -248,12 +250,12 @@ class AttentionPolicy:
         if data.get("schema") != SCHEMA:
             raise PolicyError(f"policy schema must be {SCHEMA!r}, not {data.get('schema')!r}")
         known = {field.name for field in fields(cls)}
-        unknown = sorted(str(key) for key in data.keys() - known - {"schema"})
+        unknown = sorted(str(key) for key in data.keys() - known - {"schema", "selection"})
         if unknown:
             raise PolicyError(f"unknown policy keys {unknown}: known are {sorted(known)}")
         if "sliding_window" not in data:
             raise PolicyError("the policy has no sliding_window")
-        return cls(**{key: value for key, value in data.items() if key != "schema"})
+        return cls(**{key: data[key] for key in known & data.keys()})
 
     def to_json(self) -> str:
         """The JSON form as indented text, ending in a newline."""
