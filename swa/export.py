@@ -12,7 +12,7 @@ from swa import jsonio
 from swa._version import __version__
 from swa.errors import CheckpointError, InputError, PolicyError
 from swa.files import flush_directory, flush_file, temporary_sibling
-from swa.policy import AttentionPolicy, format_layers
+from swa.policy import AttentionPolicy
 
 if TYPE_CHECKING:
     from swa.model import Model
@@ -25,9 +25,9 @@ CONFIGS = ("config.json", "generation_config.json", "model.safetensors.index.jso
 README = """\
 # {name}, with a sliding-window policy
 
-The weights and `config.json` are those of {name}, unchanged. What is new is `swa.json`:
+The weights and the configuration are those of {name}, unchanged. What is new is `swa.json`:
 
-{summary}
+    {policy}
 
 **Only `swa` applies it.** transformers, vLLM, llama.cpp and other stock libraries do not read
 `swa.json`: from this folder they run full attention, without a warning.
@@ -149,20 +149,4 @@ def _record(model: Model) -> dict[str, Any]:
 
 
 def _readme(model: Model) -> str:
-    policy, n_layers = model.policy, model.config.num_hidden_layers
-    if policy is None:
-        summary = "no policy: full attention."
-    else:
-        full = policy.full_attention_layers or ()
-        rest = (
-            "Generated tokens see the window and the sinks only."
-            if policy.decode == "window"
-            else f"The last {policy.num_tail_tokens} prompt tokens and all generated ones see all keys."
-        )
-        summary = (
-            f"- Layers with full attention ({len(full)} of {n_layers}): {format_layers(full) or '-'}\n"
-            f"- Sliding window of the others: {policy.sliding_window} keys,"
-            f" and the first {policy.num_sink_tokens}\n"
-            f"- {rest}"
-        )
-    return README.format(name=model.name, summary=summary)
+    return README.format(name=model.name, policy=model.policy or "full attention")

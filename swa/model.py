@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +16,14 @@ from tqdm import tqdm
 from swa import _core, jsonio
 from swa.checkpoint import Checkpoint, open_checkpoint
 from swa.config import ModelConfig
-from swa.errors import CheckpointError, InputError, TokenizerError
+from swa.errors import CheckpointError, InputError, PolicyError, TokenizerError
 from swa.examples import Example
 from swa.export import read_export, write_export
 from swa.generation import Generation, Sampler, TextStream, continue_text
 from swa.memory import GIB, available_bytes
 from swa.policy import AttentionPolicy, Rows, format_layers
+from swa.selection import Selection
 from swa.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from swa.selection import Selection
 
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -322,7 +320,9 @@ class Model:
             PolicyError: it was written for another number of layers, or asks full attention of a
                 layer that the checkpoint made sliding.
         """
-        policy = chosen if isinstance(chosen, AttentionPolicy) else chosen.policy
+        policy = chosen.policy if isinstance(chosen, Selection) else chosen
+        if not isinstance(policy, AttentionPolicy):
+            raise PolicyError(f"patch takes a Selection or an AttentionPolicy, not {chosen!r}")
         policy.windows(self.config.num_hidden_layers)  # refuses another number of layers
         if full_attention_layers is None:
             full_attention_layers = policy.full_attention_layers or ()
@@ -340,7 +340,7 @@ class Model:
         appears whole or not at all; a killed save leaves at most a hidden `.NAME.*.tmp` beside it.
 
         Raises:
-            InputError: `directory` is a file, or a folder with anything in it (its own source, say).
+            InputError: `directory` is a file, or a folder that is not empty (its own source, say).
             CheckpointError: the source files changed since loading.
             OSError: the disk is full, or not writable.
         """
