@@ -1,0 +1,373 @@
+"""The scores: what each layer's full attention is worth, with errors, in memory and on disk."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from swa import jsonio
+from swa.errors import InputError, PolicyError, ScoresError
+from swa.files import write_text
+from swa.policy import AttentionPolicy, format_layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SCHEMA = "swa.scores/1"
+CONFIDENCE = 0.95
+SHOWN_LAYERS = 10  # rows of a repr
+
+Direction = Literal["restore", "ablate"]
+LayerValues = tuple["float | None", ...]  # [L], None where a layer has no value
+Interval = tuple[float, float]
+
+
+def scored_layers(
+    direction: Direction, base: Sequence[int], selectable: Sequence[int]
+) -> tuple[int, ...]:
+    """The layers a sweep flips: restoring, those not full in the base; ablating, those full."""
+    return tuple(layer for layer in selectable if (layer in base) == (direction == "ablate"))
+
+
+@dataclass(frozen=True, repr=False)
+class LayerScores:
+    """What full attention in each layer is worth, per example and on average.
+
+    N examples, L layers; NLLs and deltas in nats per answer token, averaged over each example's
+    answer first. A layer has no delta (None) if the checkpoint itself made it sliding, or if
+    `direction` and `base` leave nothing to flip in it. What follows from the fields (`delta`,
+    `standard_error`, `interval`) is not stored but computed.
+
+    Raises:
+        ScoresError: values that do not fit together, or are not finite.
+    """
+
+    direction: Direction
+    base: tuple[int, ...]
+    """Full layers of the base run, ascending."""
+    policy: AttentionPolicy
+    selectable_layers: tuple[int, ...]
+    """The layers that can be full or sliding, ascending."""
+    num_hidden_layers: int
+    model_name: str
+    model_fingerprint: str
+    dtype: str
+    tier: str
+    examples_hash: str
+    version: str
+    """Of the package that scored."""
+    tasks: tuple[str, ...]
+    """[N]: the task each example belongs to."""
+    nll_base: tuple[float, ...]
+    """[N]: of the base run."""
+    nll_full: tuple[float, ...]
+    """[N]: all layers full."""
+    nll_swa: tuple[float, ...]
+    """[N]: all layers that can slide sliding."""
+    delta_per_example: tuple[LayerValues, ...]
+    """[N][L]: larger = this layer's full attention matters more."""
+    n_bootstrap: int = 2000
+    """Resamplings behind `interval`."""
+    seed: int = 0
+    """Of those resamplings."""
+    noise_floor: float | None = None
+    """What rounding alone does to `delta`, where known: see `swa.testing.noise_floor`."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the scores should know."""
+
+    def __post_init__(self) -> None:
+        n, n_layers = len(self.tasks), self.num_hidden_layers
+        _require(self.direction in ("restore", "ablate"), f"unknown direction {self.direction!r}")
+        _require(self.policy.layer_types is None, "the policy scored must not have layer_types")
+        for name in ("selectable_layers", "base"):
+            layers = getattr(self, name)
+            _require(
+                list(layers) == sorted(set(layers) & set(range(n_layers))),
+                f"{name} must be ascending layers of 0..{n_layers - 1}, not {list(layers)}",
+            )
+        _require(
+            set(self.base) <= set(self.selectable_layers),
+            f"base {list(self.base)} has layers that are not selectable",
+        )
+        _require(bool(self.scored_layers), f"the base leaves no layer to {self.direction}")
+        _require(n > 0, "there are no examples")
+        _require(self.n_bootstrap > 0 and self.seed >= 0, "n_bootstrap must be > 0 and seed >= 0")
+        floor = self.noise_floor
+        _require(floor is None or 0 <= floor < math.inf, "noise_floor must be finite and >= 0")
+        for name in ("nll_base", "nll_full", "nll_swa", "delta_per_example"):
+            length = len(getattr(self, name))
+            _require(length == n, f"{name} has {length} examples, tasks has {n}")
+        for name in ("nll_base", "nll_full", "nll_swa"):
+            _require(all(map(math.isfinite, getattr(self, name))), f"{name} must be finite")
+        for i, row in enumerate(self.delta_per_example):
+            _require(
+                [layer for layer, value in enumerate(row) if value is not None]
+                == list(self.scored_layers)
+                and len(row) == n_layers,
+                f"delta_per_example[{i}] must have {n_layers} layers, with numbers in the layers"
+                f" {list(self.scored_layers)} alone",
+            )
+            _require(
+                all(value is None or math.isfinite(value) for value in row),
+                f"delta_per_example[{i}] must be finite",
+            )
+
+    @property
+    def scored_layers(self) -> tuple[int, ...]:
+        """The layers that have a delta, ascending."""
+        return scored_layers(self.direction, self.base, self.selectable_layers)
+
+    @property
+    def fixed_layers(self) -> tuple[int, ...]:
+        """The layers that are in every selection: full already when others were restored."""
+        return self.base if self.direction == "restore" else ()
+
+    @cached_property
+    def ranking(self) -> tuple[int, ...]:
+        """The scored layers by falling `delta`, ties to the lower index."""
+        means = {layer: mean(self._column(layer)) for layer in self.scored_layers}
+        return tuple(sorted(means, key=lambda layer: -means[layer]))
+
+    @cached_property
+    def delta(self) -> LayerValues:
+        """[L]: mean over the examples."""
+        return self._per_layer(mean)
+
+    @cached_property
+    def standard_error(self) -> LayerValues:
+        """[L]: of `delta`, over the examples; None throughout where there is only one."""
+        return self._per_layer(_standard_error)
+
+    @cached_property
+    def interval(self) -> tuple[Interval | None, ...]:
+        """[L]: (low, high), the bootstrap's 95% percentile interval of `delta` over the examples.
+
+        None throughout where there is only one example. With few it is too narrow: resampling knows
+        no example but those it has.
+        """
+        n, intervals = len(self.tasks), dict[int, Interval]()
+        if n > 1:
+            # Raw bits, since NumPy keeps that stream for all time; sums in a fixed order, since the
+            # last bits of a matrix product depend on the machine.
+            raw = np.random.PCG64(self.seed).random_raw(n * self.n_bootstrap)
+            picks = ((raw >> np.uint64(32)) * np.uint64(n) >> np.uint64(32)).astype(np.intp)
+            values = np.array([self._column(layer) for layer in self.scored_layers]).T
+            sums = np.zeros((self.n_bootstrap, len(self.scored_layers)))
+            for pick in picks.reshape(n, self.n_bootstrap):
+                sums += values[pick]
+            tail = 50 * (1 - CONFIDENCE)
+            bounds = np.percentile(sums / n, [tail, 100 - tail], axis=0).T.tolist()
+            intervals = {
+                layer: (low, high)
+                for layer, (low, high) in zip(self.scored_layers, bounds, strict=True)
+            }
+        return tuple(intervals.get(layer) for layer in range(self.num_hidden_layers))
+
+    def _column(self, layer: int) -> list[float]:
+        """[N]: one scored layer's deltas."""
+        return [value for row in self.delta_per_example if (value := row[layer]) is not None]
+
+    def _per_layer(self, statistic: Callable[[list[float]], float | None]) -> LayerValues:
+        scored = {layer: statistic(self._column(layer)) for layer in self.scored_layers}
+        return tuple(scored.get(layer) for layer in range(self.num_hidden_layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, schema "swa.scores/1": the fields, the policy's own, and what follows."""
+        policy = self.policy.to_dict()
+        return {
+            "schema": SCHEMA,
+            **{name: policy[name] for name in _POLICY_KEYS},
+            **{name: _listed(getattr(self, name)) for name in (*_READERS, *_DERIVED)},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LayerScores:
+        """The scores that `to_dict` gave.
+
+        Raises:
+            ScoresError: another schema, a missing or unknown key, a value of the wrong kind, values
+                that do not fit together, or derived ones that do not follow from the others.
+        """
+        _require(isinstance(data, Mapping), f"scores are a JSON object, not {type(data).__name__}")
+        found = data.get("schema")
+        _require(found == SCHEMA, f"the schema of scores is {SCHEMA!r}, not {found!r}")
+        keys = {"schema", *_POLICY_KEYS, *_READERS, *_DERIVED}
+        missing, unknown = sorted(keys - data.keys()), sorted(map(str, data.keys() - keys))
+        _require(not missing, f"scores lack the keys {missing}")
+        _require(not unknown, f"scores have the unknown keys {unknown}")
+        values: dict[str, Any] = {}
+        for name, read in _READERS.items():
+            try:
+                values[name] = read(data[name])
+            except TypeError as error:
+                raise ScoresError(f"{name}: {error}") from None
+        try:
+            policy = AttentionPolicy(**{name: data[name] for name in _POLICY_KEYS})
+        except PolicyError as error:
+            raise ScoresError(str(error)) from error
+        scores = cls(policy=policy, **values)
+        for name in _DERIVED:
+            _require(
+                _close(data[name], _listed(getattr(scores, name))),
+                f"{name} does not follow from delta_per_example: it was edited, or is damaged",
+            )
+        return scores
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON form atomically; equal scores give equal bytes. Raises OSError."""
+        write_text(path, jsonio.dumps_document(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LayerScores:
+        """Read a scores file. Raises OSError, or a ScoresError that names the file."""
+        try:
+            return cls.from_dict(jsonio.loads(Path(path).read_bytes()))
+        except ValueError as error:
+            raise ScoresError(f"{os.fspath(path)}: {error}") from error
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the deltas with their intervals (needs the extra `plot`: matplotlib)."""
+        from swa import plots
+
+        return plots.layer_deltas(self, ax=ax)
+
+    def __repr__(self) -> str:
+        n = len(self.tasks)
+        ends = f"full {mean(self.nll_full):.4f}, all sliding {mean(self.nll_swa):.4f}"
+        if self.base not in ((), self.selectable_layers):
+            ends += f", base (full: {format_layers(self.base)}) {mean(self.nll_base):.4f}"
+        lines = [
+            f"LayerScores: {self.direction}, {len(self.scored_layers)} of {self.num_hidden_layers}"
+            f" layers, {n} example{'s' * (n != 1)}, {self.model_name} in {self.dtype}",
+            f"  {self.policy!r}",
+            f"  nll: {ends}",
+            "  layer     delta  std. error  95% interval",
+            *(f"  {self._row(layer)}" for layer in self.ranking[:SHOWN_LAYERS]),
+        ]
+        if len(self.ranking) > SHOWN_LAYERS:
+            lines.append(f"  ... and {len(self.ranking) - SHOWN_LAYERS} more")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _row(self, layer: int) -> str:
+        row = f"{layer:5d}  {self.delta[layer]:+.5f}"
+        error, interval = self.standard_error[layer], self.interval[layer]
+        if error is not None and interval is not None:
+            row += f"     {error:.5f}  [{interval[0]:+.5f}, {interval[1]:+.5f}]"
+        return row
+
+
+def checked_integer(value: object, name: str, minimum: int) -> int:
+    """`value` as an int. Raises InputError: not an integer, or less than `minimum`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = minimum - 1
+    if isinstance(value, bool) or number < minimum:
+        raise InputError(f"{name} must be an integer >= {minimum}, not {value!r}")
+    return number
+
+
+def mean(values: Sequence[float]) -> float:
+    """Correctly rounded sum, then one division: the same on every machine."""
+    return math.fsum(values) / len(values)
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    n, centre = len(values), mean(values)
+    if n == 1:
+        return None
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1) / n)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ScoresError(message)
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as the lists that JSON would give back."""
+    return [_listed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _close(found: Any, expected: Any) -> bool:
+    """Equal in shape, and in value up to another machine's rounding."""
+    if isinstance(expected, list):
+        return (
+            isinstance(found, list)
+            and len(found) == len(expected)
+            and all(map(_close, found, expected))
+        )
+    if isinstance(expected, float):
+        return _is_number(found) and math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
+    return bool(found == expected)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def read_integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
+def read_number(value: Any) -> float:
+    if not _is_number(value):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _number_or_null(value: Any) -> float | None:
+    return None if value is None else read_number(value)
+
+
+def _each(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def read_each(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is not a list")
+        return tuple(map(read, value))
+
+    return read_each
+
+
+read_layer_values = _each(_number_or_null)
+
+_POLICY_KEYS = ("sliding_window", "num_sink_tokens", "num_tail_tokens", "decode", "consumer")
+# How each field is read back from JSON, in the order of the file.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "direction": _text,
+    "base": _each(read_integer),
+    "selectable_layers": _each(read_integer),
+    "num_hidden_layers": read_integer,
+    "model_name": _text,
+    "model_fingerprint": _text,
+    "dtype": _text,
+    "tier": _text,
+    "examples_hash": _text,
+    "version": _text,
+    "noise_floor": _number_or_null,
+    "notes": _each(_text),
+    "tasks": _each(_text),
+    "n_bootstrap": read_integer,
+    "seed": read_integer,
+    "nll_base": _each(read_number),
+    "nll_full": _each(read_number),
+    "nll_swa": _each(read_number),
+    "delta_per_example": _each(read_layer_values),
+}
+_DERIVED = ("delta", "standard_error", "interval")

@@ -1,0 +1,337 @@
+"""The exact sweep over layers, example by example: resumable, with an honest progress bar."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from swa import _core, cost
+from swa.errors import ExampleError, InputError, PolicyError, ScoresError, SwaWarning
+from swa.examples import Example, content_hash
+from swa.journal import Journal
+from swa.layer_scores import (
+    Direction,
+    LayerScores,
+    LayerValues,
+    checked_integer,
+    read_integer,
+    read_layer_values,
+    read_number,
+    scored_layers,
+)
+from swa.policy import AttentionPolicy, format_layers
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from swa.config import ModelConfig
+    from swa.model import Model
+
+__all__ = ["ExampleScores", "LayerScores", "SweepTask", "score_layers"]
+
+
+def score_layers(
+    model: Model,
+    examples: Sequence[Example],
+    policy: AttentionPolicy,
+    *,
+    direction: Direction = "restore",
+    base: Iterable[int] | None = None,
+    progress: bool = False,
+    journal: str | os.PathLike[str] | None = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+) -> LayerScores:
+    """Score every layer by what its full attention is worth to the answers.
+
+    With nll an example's mean negative log-likelihood per answer token (teacher forced, in nats):
+
+    - "restore" (arXiv 2606.27791): delta[l] = nll(base) - nll(base with l full), by default from
+      all layers sliding;
+    - "ablate": delta[l] = nll(base without l) - nll(base), by default from all layers full.
+
+    Either way a large delta says: keep this layer full. Every layer is really run, so deltas are
+    exact, and the same to the bit for every number of threads.
+
+    Args:
+        model: what `swa.load` gives; a patched model is scored under `policy`, not under its own.
+        examples: those on which `policy` cannot differ from full attention are left out, with a
+            warning.
+        policy: how sliding layers attend, without `layer_types`: score what will be served.
+        base: the layers that are full in the base run. Restored from such a base, they have no
+            delta and stay selected; ablated, they are the only ones to have one.
+        progress: show a bar on stderr whose time of arrival follows the work left.
+        journal: a file to which each example is added when done. A run that was killed goes on from
+            it, and ends in the same scores to the bit. Timings are kept there, not in the scores.
+        n_bootstrap: resamplings of the examples behind `LayerScores.interval`.
+        seed: of those resamplings.
+
+    Raises:
+        InputError: `direction`, `base`, `n_bootstrap` or `seed` is not as above, or no layer is
+            left to score.
+        PolicyError: the policy does not fit the model, or has chosen its layers already.
+        ExampleError: there are no examples, or none that carries a signal.
+        ScoresError: the journal is of other inputs, damaged or in use; or an NLL is not finite.
+    """
+    num_layers = model.config.num_hidden_layers
+    _check_policy(policy, num_layers)
+    selectable = tuple(sorted(model.selectable_layers))
+    full = _base_layers(base, direction, selectable)
+    n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1)
+    seed = checked_integer(seed, "seed", 0)
+    used, notes = _with_signal(examples, policy)
+
+    identity: dict[str, Any] = {
+        "direction": direction,
+        "base": full,
+        "model_fingerprint": model.fingerprint,
+        "dtype": model.dtype,
+        "tier": model.engine.tier,
+        "examples_hash": content_hash(used),
+        "version": _core.build_info()["version"],
+    }
+    tasks = [
+        SweepTask(index, example, policy, direction, full, selectable)
+        for index, example in enumerate(used)
+    ]
+    inputs = identity | {"policy": policy.to_dict()}
+    with Journal(journal, inputs) if journal is not None else nullcontext() as opened:
+        results = _run(model, tasks, opened, progress)
+    return LayerScores(
+        **identity,
+        policy=policy,
+        selectable_layers=selectable,
+        num_hidden_layers=num_layers,
+        model_name=model.name,
+        tasks=tuple(example.task for example in used),
+        nll_base=tuple(result.nll_base for result in results),
+        nll_full=tuple(result.nll_full for result in results),
+        nll_swa=tuple(result.nll_swa for result in results),
+        delta_per_example=tuple(result.delta for result in results),
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        notes=(*_rounding_note(model), *notes),
+    )
+
+
+@dataclass(frozen=True)
+class ExampleScores:
+    """One example's mean NLLs and deltas, in nats per answer token: a line of the journal."""
+
+    nll_base: float
+    nll_full: float
+    nll_swa: float
+    delta: LayerValues
+    """[L], None where a layer was not flipped."""
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> ExampleScores:
+        """Read what `dataclasses.asdict` and JSON made of it. Raises KeyError, TypeError."""
+        ends = (read_number(record[name]) for name in ("nll_base", "nll_full", "nll_swa"))
+        return cls(*ends, read_layer_values(record["delta"]))
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """The work on one example: can be pickled, and needs nothing but the model."""
+
+    index: int
+    example: Example
+    policy: AttentionPolicy
+    direction: Direction
+    base: tuple[int, ...]
+    selectable: tuple[int, ...]
+
+    @property
+    def flips(self) -> tuple[int, ...]:
+        """The layers that the sweep flips, one a run."""
+        return scored_layers(self.direction, self.base, self.selectable)
+
+    @property
+    def ends(self) -> tuple[tuple[int, ...], ...]:
+        """The layers that are full in the passes beside the sweep: all, then none."""
+        return tuple(layers for layers in (self.selectable, ()) if layers != self.base)
+
+    def flops(self, config: ModelConfig) -> tuple[float, ...]:
+        """The estimated work: of the sweep, then of each pass of `ends`."""
+        lengths = self.example.prompt_len, self.example.answer_len
+        return (
+            cost.sweep_flops(config, self.policy, self.base, self.flips, *lengths),
+            *(cost.nll_flops(config, self.policy, layers, *lengths) for layers in self.ends),
+        )
+
+    def run(
+        self, model: Model, progress: Callable[[float], None] = lambda flops: None
+    ) -> ExampleScores:
+        """Do the work; `progress` is told, now and then, the FLOPs done so far, as `flops` counts.
+
+        Raises:
+            ScoresError: an NLL is not finite.
+        """
+        flops = self.flops(model.config)
+        sweep = model.sweep_example(
+            self.example,
+            self.policy,
+            frozenset(self.base),
+            self.flips,
+            self.direction == "restore",
+            progress=lambda done, total: progress(flops[0] * done / total),
+        )
+        nll = {self.base: self._mean(sweep.base_nll, self.base)}
+        for i, layers in enumerate(self.ends, start=1):
+            progress(sum(flops[:i]))
+            result = model.nll_example(
+                self.example, policy=self.policy, full_layers=frozenset(layers)
+            )
+            nll[layers] = self._mean(result.per_token, layers)
+        delta: list[float | None] = [None] * model.config.num_hidden_layers
+        for layer in self.flips:
+            flipped = self._mean(sweep.run_nll[layer], set(self.base) ^ {layer})
+            sliding, restored = nll[self.base], flipped
+            if self.direction == "ablate":
+                sliding, restored = restored, sliding
+            delta[layer] = sliding - restored
+        return ExampleScores(nll[self.base], nll[self.selectable], nll[()], tuple(delta))
+
+    def _mean(self, per_token: npt.NDArray[np.float64], full_layers: Iterable[int]) -> float:
+        nll = float(per_token.mean())
+        if not math.isfinite(nll):
+            raise ScoresError(
+                f"the NLL of example {self.index} is {nll} with full attention in layers"
+                f" [{format_layers(full_layers)}]: the checkpoint holds values that are not finite,"
+                ' or too large for its dtype (if that is "bfloat16", try "float32")'
+            )
+        return nll
+
+
+def _run(
+    model: Model, tasks: Sequence[SweepTask], journal: Journal | None, progress: bool
+) -> list[ExampleScores]:
+    """[N]: read from the journal what it holds; run the rest in order, and add it."""
+    results = {} if journal is None else _recorded(journal, len(tasks))
+    work = [sum(task.flops(model.config)) for task in tasks]
+    with _Bar(sum(work), sum(work[index] for index in results), shown=progress) as bar:
+        for task in tasks:
+            if task.index in results:
+                continue
+            begun = time.monotonic()
+            result = results[task.index] = task.run(model, bar.show)
+            seconds = round(time.monotonic() - begun, 3)
+            if journal is not None:
+                journal.append({"example": task.index, **asdict(result), "seconds": seconds})
+            bar.finish(work[task.index])
+    return [results[task.index] for task in tasks]
+
+
+def _recorded(journal: Journal, n_tasks: int) -> dict[int, ExampleScores]:
+    """The results that a journal holds, by example."""
+    results: dict[int, ExampleScores] = {}
+    for number, record in enumerate(journal.records, start=2):
+        try:
+            index = read_integer(record["example"])
+            if index in results or not 0 <= index < n_tasks:
+                raise ValueError(f"example {index} is not expected")
+            results[index] = ExampleScores.from_record(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ScoresError(
+                f"{journal.path}: line {number} is not the record of an example ({error!r}): delete"
+                " this file to start anew"
+            ) from error
+    return results
+
+
+class _Bar:
+    """A tqdm bar in FLOPs, so that its pace is the machine's and its time of arrival holds."""
+
+    def __init__(self, total: float, finished: float, *, shown: bool) -> None:
+        self._finished = finished
+        self._bar: Any = None
+        if shown:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(
+                desc="scoring", total=total, initial=finished, unit="FLOP", unit_scale=True
+            )
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, flops: float) -> None:
+        """Show what is done of the task under way."""
+        if self._bar is not None:
+            self._bar.update(self._finished + flops - self._bar.n)
+
+    def finish(self, flops: float) -> None:
+        """A task of so many FLOPs is done."""
+        self._finished += flops
+        self.show(0.0)
+
+
+def _check_policy(policy: AttentionPolicy, num_layers: int) -> None:
+    policy.windows(num_layers)  # refuses windows for another number of layers
+    if policy.layer_types is not None:
+        raise PolicyError(
+            "layer_types is set, but scores are what layers are chosen by: leave it out, and name"
+            " the layers that are full in the base run with base="
+        )
+
+
+def _base_layers(
+    base: Iterable[int] | None, direction: Direction, selectable: tuple[int, ...]
+) -> tuple[int, ...]:
+    if direction not in ("restore", "ablate"):
+        raise InputError(f'direction must be "restore" or "ablate", not {direction!r}')
+    if base is None:
+        full = () if direction == "restore" else selectable
+    else:
+        full = tuple(sorted({checked_integer(layer, "a layer of base", 0) for layer in base}))
+    strangers = sorted(set(full) - set(selectable))
+    if strangers:
+        raise InputError(
+            f"base has the layers [{format_layers(strangers)}], which cannot be full or sliding at"
+            f" will: this model's can in [{format_layers(selectable)}]"
+        )
+    if not scored_layers(direction, full, selectable):
+        raise InputError(f"no layer is left to {direction} from the base [{format_layers(full)}]")
+    return full
+
+
+def _with_signal(
+    examples: Sequence[Example], policy: AttentionPolicy
+) -> tuple[list[Example], tuple[str, ...]]:
+    """The examples that can tell layers apart, and a note where some cannot."""
+    if not examples:
+        raise ExampleError("there are no examples to score on")
+    used = [e for e in examples if policy.carries_signal(e.prompt_len, e.answer_len)]
+    if len(used) == len(examples):
+        return used, ()
+    note = (
+        f"{len(examples) - len(used)} of {len(examples)} examples carry no signal and were left"
+        " out: they are too short for the window and the sinks to hide a key from them"
+    )
+    if not used:
+        longest = max(example.prompt_len for example in examples)
+        raise ExampleError(
+            f"no example carries a signal: the longest prompt has {longest} tokens, and {policy!r}"
+            " hides nothing from it; use longer prompts, or a smaller window"
+        )
+    warnings.warn(note, SwaWarning, stacklevel=3)
+    return used, (note,)
+
+
+def _rounding_note(model: Model) -> tuple[str, ...]:
+    rounded = sorted(model.checkpoint.dtypes - {"BF16"})
+    if model.dtype != "bfloat16" or not rounded:
+        return ()
+    return (f"weights stored as {', '.join(rounded)} were rounded to bfloat16, and lost mantissa",)
