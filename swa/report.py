@@ -1,0 +1,428 @@
+"""The report: one self-contained HTML file with charts, tables, and the command that repeats it."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swa.evaluate import Evaluation, gap_closed
+from swa.files import write_text
+from swa.policy import AttentionPolicy, format_layers
+
+if TYPE_CHECKING:
+    from swa.layer_scores import LayerScores
+    from swa.selection import Selection
+
+TEMPLATE = Path(__file__).parent / "data" / "report.html.jinja"
+
+WIDTH, LEFT = 1000, 78  # of both charts, in SVG units; LEFT holds the axis labels
+BARS_TOP, BARS_PLOT, BARS_BELOW = 8, 250, 44
+HEAT_HEIGHT, HEAT_ROWS = 640, (3.0, 20.0)  # wanted height, and bounds of one row's
+COLUMN_LABEL = 22  # SVG units that a column's number needs
+
+
+def report(
+    scores: LayerScores,
+    selection: Selection | AttentionPolicy | None = None,
+    path: str | os.PathLike[str] = "report.html",
+    *,
+    evaluations: Mapping[str, Evaluation] | None = None,
+    command: str | None = None,
+    title: str | None = None,
+) -> None:
+    """Write what was scored, chosen and measured as one HTML file, atomically.
+
+    The page needs nothing beside it: no script, no network, light and dark display.
+
+    Args:
+        scores: the layer scores.
+        selection: the chosen layers: a `Selection`, or a policy with its `layer_types`.
+        path: the file to write; an older one is replaced.
+        evaluations: measured variants by name, in the order of the table. Those under the policy
+            scored with no layer full, and with all full, are the ends of the gap.
+        command: the exact command that repeats the run; the default is rebuilt from the scores.
+        title: of the page.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_text(
+        path,
+        render(scores, selection, evaluations=evaluations, command=command, title=title),
+    )
+
+
+def render(
+    scores: LayerScores,
+    selection: Selection | AttentionPolicy | None = None,
+    *,
+    evaluations: Mapping[str, Evaluation] | None = None,
+    command: str | None = None,
+    title: str | None = None,
+) -> str:
+    """The page that `report` writes, as text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_short_number
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    policy = selection if isinstance(selection, AttentionPolicy | None) else selection.policy
+    chosen = (policy.full_attention_layers or ()) if policy else ()
+    evaluations = evaluations or {}
+    table = _table(scores, evaluations, chosen)
+    return template.render(
+        title=title or f"Layer selection for {scores.model_name}",
+        subtitle=_subtitle(scores, chosen),
+        warnings=_warnings(scores, policy, evaluations),
+        figures=_figures(scores, chosen, table),
+        bars=_bars(scores, chosen),
+        heat=_heat(scores, chosen),
+        table=table,
+        details=_details(scores),
+        command=command or repeat_command(scores, chosen),
+    )
+
+
+def repeat_command(scores: LayerScores, chosen: Collection[int] = ()) -> str:
+    """The shell commands that take these scores, and this many layers, from the same examples."""
+    policy = scores.policy
+    window = policy.sliding_window
+    windows = [window] if isinstance(window, int) else window
+    score = ["swa", "score", scores.model_name, "--examples", "EXAMPLES.jsonl"]
+    score += ["--sliding-window", ",".join(map(str, windows))]
+    if policy.consumer:
+        score += ["--consumer", policy.consumer]
+    else:
+        score += ["--sink-tokens", str(policy.num_sink_tokens)]
+        score += ["--tail-tokens", str(policy.num_tail_tokens), "--decode", policy.decode]
+    score += ["--direction", scores.direction]
+    if scores.base != _default_base(scores):
+        score += ["--base", ",".join(map(str, scores.base))]
+    score += ["--dtype", scores.dtype, "--out", "scores.json"]
+    lines = [f"# EXAMPLES.jsonl: token ids with SHA-256 {scores.examples_hash}", shlex.join(score)]
+    if chosen:
+        lines.append(f"swa select scores.json --layers {len(chosen)} --out policy.json")
+    return "\n".join(lines)
+
+
+def _default_base(scores: LayerScores) -> tuple[int, ...]:
+    return scores.selectable_layers if scores.direction == "ablate" else ()
+
+
+def _subtitle(scores: LayerScores, chosen: Collection[int]) -> str:
+    examples = _count(len(scores.tasks), "example")
+    if not chosen:
+        return f"{scores.num_hidden_layers} layers scored on {examples}; none chosen yet"
+    return (
+        f"{len(chosen)} of {scores.num_hidden_layers} layers keep full attention, "
+        f"by {'restoring' if scores.direction == 'restore' else 'ablating'} one layer at a time "
+        f"on {examples}"
+    )
+
+
+def _warnings(
+    scores: LayerScores, policy: AttentionPolicy | None, evaluations: Mapping[str, Evaluation]
+) -> list[str]:
+    warnings = list(scores.notes)
+    if policy and (difference := policy.differs_from(scores.policy)):
+        warnings.append(f"The policy chosen is not the one scored: {difference}.")
+    elsewhere: dict[str, list[str]] = {}
+    for name, evaluation in evaluations.items():
+        applied = evaluation.policy
+        if evaluation.model_fingerprint != scores.model_fingerprint:
+            warnings.append(f'"{name}" was measured on another model than the scores.')
+        elif evaluation.dtype != scores.dtype:
+            warnings.append(f'"{name}" was measured in {evaluation.dtype}, not in {scores.dtype}.')
+        if applied and (difference := applied.differs_from(scores.policy)):
+            elsewhere.setdefault(difference, []).append(name)
+    for difference, names in elsewhere.items():
+        warnings.append(
+            f"Measured under another policy than was scored ({difference}): {'; '.join(names)}."
+        )
+    if len({evaluation.examples_hash for evaluation in evaluations.values()}) > 1:
+        warnings.append("The evaluations are of different examples: do not compare their NLL.")
+    return warnings
+
+
+@dataclass
+class _Table:
+    caption: str
+    columns: list[str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    full: float | None = None
+    sliding: float | None = None
+    chosen: float | None = None
+
+
+def _table(
+    scores: LayerScores, evaluations: Mapping[str, Evaluation], chosen: Collection[int]
+) -> _Table:
+    if not evaluations:
+        return _scored_table(scores)
+    selectable = set(scores.selectable_layers)
+
+    def measured(layers: Collection[int]) -> float | None:
+        """NLL with these layers full, under the very policy that was scored."""
+        for evaluation in evaluations.values():
+            policy = evaluation.policy
+            if policy is None:
+                same = set(layers) == selectable
+            else:
+                full = set(policy.full_attention_layers or ())
+                same = full == set(layers) and not policy.differs_from(scores.policy)
+            if same:
+                return evaluation.nll
+        return None
+
+    tasks = list(dict.fromkeys(task for e in evaluations.values() for task in e.tasks))
+    first = next(iter(evaluations.values()))
+    held_out = "other examples than" if first.examples_hash != scores.examples_hash else "the"
+    table = _Table(
+        f"Mean over {_count(len(first.tasks), 'example')} ({held_out} those scored), "
+        "in nats per answer token; lower is better.",
+        ["attention", "NLL", "gap closed", "greedy match", *(tasks if len(tasks) > 1 else [])],
+        full=measured(selectable),
+        sliding=measured(()),
+        chosen=measured(chosen) if chosen else None,
+    )
+    for name, evaluation in evaluations.items():
+        by_task = evaluation.by_task
+        cells = [
+            name,
+            f"{evaluation.nll:.3f}",
+            _share(evaluation.nll, table),
+            f"{evaluation.greedy_match:.0%}",
+        ]
+        if len(tasks) > 1:
+            cells += [f"{by_task[task]:.3f}" if task in by_task else "" for task in tasks]
+        policy = evaluation.policy
+        is_chosen = bool(chosen) and policy is not None
+        table.rows.append(
+            {
+                "cells": cells,
+                "chosen": is_chosen and set(policy.full_attention_layers or ()) == set(chosen),
+            }
+        )
+    return table
+
+
+def _scored_table(scores: LayerScores) -> _Table:
+    full, sliding = _mean(scores.nll_full), _mean(scores.nll_swa)
+    table = _Table(
+        f"On the {_count(len(scores.tasks), 'scored example')}, in nats per answer token; "
+        "the chosen layers together have not been evaluated (swa eval).",
+        ["attention", "NLL", "gap closed"],
+        full=full,
+        sliding=sliding,
+    )
+    for name, nll in (("full attention", full), ("all sliding", sliding)):
+        cells = [name, f"{nll:.3f}", _share(nll, table)]
+        table.rows.append({"cells": cells, "chosen": False})
+    return table
+
+
+def _share(nll: float, table: _Table) -> str:
+    if table.full is None or table.sliding is None:
+        return ""
+    share = gap_closed(nll, full=table.full, sliding=table.sliding)
+    return "" if share is None else f"{share:.0%}"
+
+
+def _figures(scores: LayerScores, chosen: Collection[int], table: _Table) -> list[dict[str, str]]:
+    def figure(label: str, nll: float | None, note: str) -> dict[str, str]:
+        return {"label": label, "value": "–" if nll is None else f"{nll:.3f}", "note": note}
+
+    figures = [
+        figure("Full attention", table.full, "NLL, nats per token"),
+        figure("All sliding", table.sliding, "NLL, nats per token"),
+    ]
+    if chosen:
+        share = "" if table.chosen is None else _share(table.chosen, table)
+        note = f"NLL; {share} of the gap closed" if share else "NLL; see the table"
+        figures.append(figure(f"Chosen {len(chosen)}", table.chosen, note))
+        figures.append(
+            {
+                "label": "Full-attention layers",
+                "value": format_layers(chosen),
+                "note": f"of {scores.num_hidden_layers}, counted from 0",
+            }
+        )
+    return figures
+
+
+def _bars(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
+    values = [value for value in scores.delta if value is not None]
+    bounds = [bound for interval in scores.interval if interval for bound in interval]
+    ticks, decimals = nice_ticks(min(0.0, *values, *bounds), max(0.0, *values, *bounds))
+    low, high = ticks[0], ticks[-1]
+
+    def y(value: float) -> float:
+        return BARS_TOP + BARS_PLOT * (high - value) / (high - low)
+
+    cell = (WIDTH - LEFT) / scores.num_hidden_layers
+    every = math.ceil(COLUMN_LABEL / cell)
+    bars = []
+    for layer, delta in enumerate(scores.delta):
+        left = LEFT + cell * layer
+        interval = scores.interval[layer]
+        bar: dict[str, Any] = {
+            "cell_x": left,
+            "cell_width": cell,
+            "x": left + 0.14 * cell,
+            "width": 0.72 * cell,
+            "middle": left + cell / 2,
+            "label": layer if layer % every == 0 or layer in chosen else "",
+            "chosen": layer in chosen,
+            "missing": delta is None,
+            "tip": _tip(scores, layer),
+        }
+        if delta is not None:
+            bar |= {"y": y(max(delta, 0)), "height": abs(y(0) - y(delta))}
+            bar |= {"low": y(interval[0]), "high": y(interval[1])} if interval else {"low": None}
+        bars.append(bar)
+    return {
+        "width": WIDTH,
+        "height": BARS_TOP + BARS_PLOT + BARS_BELOW,
+        "left": LEFT,
+        "top": BARS_TOP,
+        "plot_height": BARS_PLOT,
+        "label_y": BARS_TOP + BARS_PLOT + 18,
+        "meaning": _MEANING[scores.direction],
+        "has_chosen": bool(chosen),
+        "has_missing": None in scores.delta,
+        "ticks": [
+            {"y": y(tick), "label": f"{tick:.{decimals}f}", "zero": tick == 0} for tick in ticks
+        ],
+        "bars": bars,
+    }
+
+
+_MEANING = {
+    "restore": (
+        "How far the NLL of the answers falls, in nats per token, when this layer alone gets full "
+        "attention back."
+    ),
+    "ablate": (
+        "How far the NLL of the answers rises, in nats per token, when this layer alone becomes "
+        "sliding."
+    ),
+}
+
+
+def _tip(scores: LayerScores, layer: int) -> str:
+    delta, interval = scores.delta[layer], scores.interval[layer]
+    if delta is not None:
+        within = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
+        return f"layer {layer}: {delta:+.4f}{within}"
+    if layer not in scores.selectable_layers:
+        return f"layer {layer}: the checkpoint itself makes it sliding"
+    return f"layer {layer}: not scored from this base"
+
+
+def _heat(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
+    order = sorted(
+        range(len(scores.tasks)), key=lambda index: scores.tasks.index(scores.tasks[index])
+    )
+    values = [abs(v) for row in scores.delta_per_example for v in row if v is not None]
+    scale = max(values)
+    low, high = HEAT_ROWS
+    height = min(high, max(low, HEAT_HEIGHT / len(order)))
+    width = (WIDTH - LEFT) / scores.num_hidden_layers
+    rows = []
+    for row, index in enumerate(order):
+        task = scores.tasks[index]
+        starts = row == 0 or scores.tasks[order[row - 1]] != task
+        cells = []
+        for layer, delta in enumerate(scores.delta_per_example[index]):
+            cell: dict[str, Any] = {"x": LEFT + width * layer, "missing": delta is None}
+            if delta is None:
+                cell["tip"] = _tip(scores, layer)
+            else:
+                cell["colour"] = "--chosen" if delta >= 0 else "--negative"
+                cell["opacity"] = abs(delta) / scale if scale else 0.0
+                cell["tip"] = f"example {index}, {task}, layer {layer}: {delta:+.4f}"
+            cells.append(cell)
+        rows.append(
+            {
+                "y": row * height,
+                "label": _shorten(task) if starts else "",
+                "label_y": row * height + min(height, 16) / 2 + 4,
+                "cells": cells,
+            }
+        )
+    every = math.ceil(COLUMN_LABEL / width)
+    body = len(order) * height
+    return {
+        "width": WIDTH,
+        "height": body + 24,
+        "left": LEFT,
+        "body_height": body,
+        "label_y": body + 16,
+        "cell_width": width,
+        "cell_height": height,
+        "scale": f"{scale:.3g} nats",
+        "positive": "full attention helps here",
+        "negative": "full attention hurts here",
+        "rows": rows,
+        "columns": [
+            {"x": LEFT + width * (layer + 0.5), "label": layer, "chosen": layer in chosen}
+            for layer in range(scores.num_hidden_layers)
+            if layer % every == 0 or layer in chosen
+        ],
+    }
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5) -> tuple[list[float], int]:
+    """Round numbers that span [low, high], at least two, and the decimals that show them.
+
+    They are multiples of 1, 2 or 5 times a power of ten, so zero is one wherever it is in the span.
+    """
+    span = high - low or 1.0
+    power = math.floor(math.log10(span / wanted))
+    factor = next(f for f in (1, 2, 5, 10) if f * 10.0**power * wanted >= span)
+    step = factor * 10.0**power
+    first, last = math.floor(low / step), math.ceil(high / step)
+    ticks = [index * step for index in range(first, max(last, first + 1) + 1)]
+    return ticks, max(0, -power - (factor == 10))
+
+
+def _details(scores: LayerScores) -> list[tuple[str, str]]:
+    policy = scores.policy
+    window = policy.sliding_window
+    windows = str(window) if isinstance(window, int) else ", ".join(map(str, window))
+    return [
+        ("Model", scores.model_name),
+        ("Fingerprint", scores.model_fingerprint),
+        ("Sliding window", f"{windows} keys, the query's own included"),
+        ("Sink tokens", str(policy.num_sink_tokens)),
+        ("Full-attention tail", f"{policy.num_tail_tokens} prompt tokens"),
+        ("Decode", policy.decode + (f" (as {policy.consumer} serves)" if policy.consumer else "")),
+        ("Direction", scores.direction),
+        ("Full in the base", format_layers(scores.base) or "none"),
+        ("Examples", f"{len(scores.tasks)}; SHA-256 of their token ids: {scores.examples_hash}"),
+        ("Compute", f"{scores.dtype}, kernels for {scores.tier}"),
+        ("Version", f"swa {scores.version}"),
+    ]
+
+
+def _short_number(value: object) -> object:
+    """Coordinates with two decimals at most; what is no float as it is."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
+
+
+def _shorten(text: str, limit: int = 12) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _mean(values: Collection[float]) -> float:
+    return math.fsum(values) / len(values)
