@@ -1,7 +1,7 @@
-"""The journal of a long run: JSON lines, append-only, so that a killed run resumes where it stopped.
+"""The journal of a long run: append-only JSON lines, from which a killed run resumes.
 
-The first line names the format and everything the results depend on; each later line is one finished
-piece of work, on the disk before the next piece starts.
+The first line names the format and everything the results depend on; each later line is one
+finished piece of work, on the disk before the next piece starts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Journal:
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self._lock()
-            self._restore({"schema": SCHEMA, "inputs": jsonio.loads(jsonio.dumps_line(dict(inputs)))})
+            # Through JSON, so that tuples compare equal to the lists read back.
+            header = jsonio.dumps_line({"schema": SCHEMA, "inputs": dict(inputs)})
+            self._restore(jsonio.loads(header))
         except BaseException:
             self.close()
             raise
@@ -76,8 +78,8 @@ class Journal:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             raise ScoresError(
-                f"{self.path}: another run is writing this journal: wait for it to end, or give this"
-                " run a journal of its own"
+                f"{self.path}: another run is writing this journal: wait for it to end, or give"
+                " this run a journal of its own"
             ) from None
 
     def _restore(self, header: dict[str, Any]) -> None:
@@ -101,7 +103,8 @@ class Journal:
                 if whole + len(line) + 1 == len(content):
                     break  # the last line: a crash may leave any bytes there
                 raise ScoresError(
-                    f"{self.path}: line {number} is damaged ({error}): delete this file to start anew"
+                    f"{self.path}: line {number} is damaged ({error}): delete this file to"
+                    " start anew"
                 ) from error
             self.records.append(record)
             whole += len(line) + 1
@@ -126,8 +129,8 @@ class Journal:
         ]
         if changed:
             raise ScoresError(
-                f"{self.path}: this journal belongs to another run: {'; '.join(changed)}. Repeat that"
-                " run's inputs to resume it, or give another path"
+                f"{self.path}: this journal belongs to another run: {'; '.join(changed)}. Repeat"
+                " that run's inputs to resume it, or give another path"
             )
 
     def _read(self) -> bytes:

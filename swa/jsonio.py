@@ -12,7 +12,7 @@ def dumps_line(value: Any) -> str:
 
 
 def dumps_document(value: dict[str, Any]) -> str:
-    """Objects spread over lines, lists of lists row by row, everything else compact: fit for diffs."""
+    """Objects spread over lines, lists of lists row by row, all else compact: fit for diffs."""
     return _spread(value, "") + "\n"
 
 
@@ -20,7 +20,7 @@ def loads(text: str | bytes) -> Any:
     """Parse JSON, refusing what the standard forbids and Python lets pass.
 
     Raises:
-        ValueError: not UTF-8, not JSON, a NaN or an infinity, a key given twice, or nested too deep.
+        ValueError: not UTF-8, not JSON, NaN or an infinity, a key given twice, nested too deep.
     """
     try:
         return json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
