@@ -149,6 +149,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Measure what full attention is worth in each layer."""
+    from swa.report import score_command
     from swa.score import score_layers
 
     policy = _policy(None, sliding_window, sink_tokens, tail_tokens, decode, consumer)
@@ -184,6 +185,16 @@ def score(
         raise _Interrupted(
             f"interrupted; finished examples are in {kept}: repeat the command with --resume"
         ) from None
+    options = {
+        "--examples": examples,
+        "--examples-per-task": examples_per_task,
+        "--prompt-tokens": prompt_tokens,
+        "--revision": revision,
+        "--tokenizer": tokenizer,
+        "--max-position-embeddings": max_position_embeddings,
+    }
+    given = [text for name, value in options.items() if value for text in (name, str(value))]
+    scores = replace(scores, command=score_command(scores, model, given))
     scores.save(out)
     if journal is None:
         kept.unlink()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from swa.errors import ExampleError, PolicyError, ScoresError
 from swa.examples import content_hash
+from swa.layer_scores import mean
 from swa.policy import AttentionPolicy
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ class Evaluation:
     @property
     def nll(self) -> float:
         """Mean over examples, nats per answer token."""
-        return _mean(self.nll_per_example)
+        return mean(self.nll_per_example)
 
     @property
     def greedy_match(self) -> float:
         """Fraction of examples whose whole answer is the greedy one."""
-        return _mean(self.greedy_match_per_example)
+        return mean(self.greedy_match_per_example)
 
     @property
     def by_task(self) -> dict[str, float]:
@@ -52,7 +53,7 @@ class Evaluation:
         groups: dict[str, list[float]] = {}
         for task, nll in zip(self.tasks, self.nll_per_example, strict=True):
             groups.setdefault(task, []).append(nll)
-        return {task: _mean(values) for task, values in groups.items()}
+        return {task: mean(values) for task, values in groups.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, schema "swa.evaluation/1"; `from_dict` reads it back."""
@@ -126,7 +127,9 @@ def evaluate(
         progress: show a bar on stderr.
 
     Raises:
-        ExampleError: no examples. PolicyError, InputError: as `Model.patch` and `Model.nll`.
+        ExampleError: no examples.
+        ScoresError: an NLL is not finite.
+        PolicyError, InputError, MemoryError: as `Model.patch` and `Model.nll`.
     """
     if not examples:
         raise ExampleError("there are no examples to evaluate on")
@@ -137,8 +140,15 @@ def evaluate(
 
         shown = tqdm(examples, desc="evaluating", unit="example")
     results = [subject.nll_example(example) for example in shown]
+    nll_per_example = tuple(result.mean for result in results)
+    for index, nll in enumerate(nll_per_example):
+        if not math.isfinite(nll):
+            raise ScoresError(
+                f"the NLL of example {index} is {nll}: the checkpoint's weights overflow or are not"
+                ' numbers (if dtype is "bfloat16", try "float32")'
+            )
     return Evaluation(
-        nll_per_example=tuple(float(result.mean) for result in results),
+        nll_per_example=nll_per_example,
         greedy_match_per_example=tuple(bool(result.is_greedy.all()) for result in results),
         tasks=tuple(example.task for example in examples),
         policy=subject.policy,
@@ -156,7 +166,3 @@ def gap_closed(nll: float, *, full: float, sliding: float) -> float | None:
     """
     gap = sliding - full
     return (sliding - nll) / gap if gap > 0 else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

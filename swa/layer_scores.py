@@ -82,6 +82,8 @@ class LayerScores:
     """What rounding alone does to `delta`, where known: see `swa.testing.noise_floor`."""
     notes: tuple[str, ...] = ()
     """What a reader of the scores should know."""
+    command: str | None = None
+    """The command line that repeats the run, where there was one."""
 
     def __post_init__(self) -> None:
         n, n_layers = len(self.tasks), self.num_hidden_layers
@@ -320,6 +322,10 @@ def _text(value: Any) -> str:
     return value
 
 
+def _text_or_null(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
 def read_integer(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r} is not an integer")
@@ -362,6 +368,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "version": _text,
     "noise_floor": _number_or_null,
     "notes": _each(_text),
+    "command": _text_or_null,
     "tasks": _each(_text),
     "n_bootstrap": read_integer,
     "seed": read_integer,

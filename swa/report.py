@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swa.evaluate import Evaluation, gap_closed
 from swa.files import write_text
+from swa.layer_scores import LayerScores, mean
 from swa.policy import AttentionPolicy, format_layers
 
 if TYPE_CHECKING:
-    from swa.layer_scores import LayerScores
     from swa.selection import Selection
 
 TEMPLATE = Path(__file__).parent / "data" / "report.html.jinja"
@@ -45,7 +45,7 @@ def report(
         path: the file to write; an older one is replaced.
         evaluations: measured variants by name, in the order of the table. Those under the policy
             scored with no layer full, and with all full, are the ends of the gap.
-        command: the exact command that repeats the run; the default is rebuilt from the scores.
+        command: the exact command that repeats the run; the default is what the scores tell of it.
         title: of the page.
 
     Raises:
@@ -85,29 +85,41 @@ def render(
         heat=_heat(scores, chosen),
         table=table,
         details=_details(scores),
-        command=command or repeat_command(scores, chosen),
+        command=command or _repeat(scores, chosen),
     )
 
 
-def repeat_command(scores: LayerScores, chosen: Collection[int] = ()) -> str:
-    """The shell commands that take these scores, and this many layers, from the same examples."""
+def score_command(
+    scores: LayerScores,
+    source: str | None = None,
+    options: Sequence[str] = ("--examples", "EXAMPLES.jsonl"),
+) -> str:
+    """The `swa score` command line that takes these scores.
+
+    `source` is the model as it was given (default: its name), `options` are those that the scores do
+    not tell: where the examples come from, above all.
+    """
     policy = scores.policy
     window = policy.sliding_window
     windows = [window] if isinstance(window, int) else window
-    score = ["swa", "score", scores.model_name, "--examples", "EXAMPLES.jsonl"]
-    score += ["--sliding-window", ",".join(map(str, windows))]
+    words = ["swa", "score", source or scores.model_name, *options]
+    words += ["--sliding-window", ",".join(map(str, windows))]
     if policy.consumer:
-        score += ["--consumer", policy.consumer]
+        words += ["--consumer", policy.consumer]
     else:
-        score += ["--sink-tokens", str(policy.num_sink_tokens)]
-        score += ["--tail-tokens", str(policy.num_tail_tokens), "--decode", policy.decode]
-    score += ["--direction", scores.direction]
+        words += ["--sink-tokens", str(policy.num_sink_tokens)]
+        words += ["--tail-tokens", str(policy.num_tail_tokens), "--decode", policy.decode]
+    words += ["--direction", scores.direction]
     if scores.base != _default_base(scores):
-        score += ["--base", ",".join(map(str, scores.base))]
-    score += ["--dtype", scores.dtype, "--out", "scores.json"]
-    lines = [f"# EXAMPLES.jsonl: token ids with SHA-256 {scores.examples_hash}", shlex.join(score)]
+        words += ["--base", ",".join(map(str, scores.base))]
+    return shlex.join([*words, "--seed", str(scores.seed), "--dtype", scores.dtype])
+
+
+def _repeat(scores: LayerScores, chosen: Collection[int]) -> str:
+    """The commands that take the scores and choose as many layers."""
+    lines = [scores.command or score_command(scores)]
     if chosen:
-        lines.append(f"swa select scores.json --layers {len(chosen)} --out policy.json")
+        lines.append(f"swa select scores.json --layers {len(chosen)}")
     return "\n".join(lines)
 
 
@@ -164,7 +176,7 @@ def _table(
     scores: LayerScores, evaluations: Mapping[str, Evaluation], chosen: Collection[int]
 ) -> _Table:
     if not evaluations:
-        return _scored_table(scores)
+        return _scored_table(scores, chosen)
     selectable = set(scores.selectable_layers)
 
     def measured(layers: Collection[int]) -> float | None:
@@ -212,11 +224,13 @@ def _table(
     return table
 
 
-def _scored_table(scores: LayerScores) -> _Table:
-    full, sliding = _mean(scores.nll_full), _mean(scores.nll_swa)
+def _scored_table(scores: LayerScores, chosen: Collection[int]) -> _Table:
+    """What the scores alone can tell: both ends of the gap, on the scored examples."""
+    full, sliding = mean(scores.nll_full), mean(scores.nll_swa)
+    unknown = " The chosen layers together have not been evaluated: see swa eval." if chosen else ""
     table = _Table(
-        f"On the {_count(len(scores.tasks), 'scored example')}, in nats per answer token; "
-        "the chosen layers together have not been evaluated (swa eval).",
+        f"Mean over the {_count(len(scores.tasks), 'scored example')}, in nats per answer token."
+        + unknown,
         ["attention", "NLL", "gap closed"],
         full=full,
         sliding=sliding,
@@ -244,7 +258,7 @@ def _figures(scores: LayerScores, chosen: Collection[int], table: _Table) -> lis
     ]
     if chosen:
         share = "" if table.chosen is None else _share(table.chosen, table)
-        note = f"NLL; {share} of the gap closed" if share else "NLL; see the table"
+        note = f"NLL; {share} of the gap closed" if share else "not evaluated together"
         figures.append(figure(f"Chosen {len(chosen)}", table.chosen, note))
         figures.append(
             {
@@ -296,6 +310,7 @@ def _bars(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
         "meaning": _MEANING[scores.direction],
         "has_chosen": bool(chosen),
         "has_missing": None in scores.delta,
+        "has_intervals": bool(bounds),
         "ticks": [
             {"y": y(tick), "label": f"{tick:.{decimals}f}", "zero": tick == 0} for tick in ticks
         ],
@@ -370,6 +385,7 @@ def _heat(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
         "positive": "full attention helps here",
         "negative": "full attention hurts here",
         "rows": rows,
+        "boundaries": [row["y"] for row in rows[1:] if row["label"]],
         "columns": [
             {"x": LEFT + width * (layer + 0.5), "label": layer, "chosen": layer in chosen}
             for layer in range(scores.num_hidden_layers)
@@ -422,7 +438,3 @@ def _shorten(text: str, limit: int = 12) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _mean(values: Collection[float]) -> float:
-    return math.fsum(values) / len(values)
