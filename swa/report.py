@@ -399,12 +399,14 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> tuple[list[float], i
 
     They are multiples of 1, 2 or 5 times a power of ten, so zero is one wherever it is in the span.
     """
-    span = high - low or 1.0
+    if low == high:
+        high = low + 1.0
+    span = high - low
     power = math.floor(math.log10(span / wanted))
     factor = next(f for f in (1, 2, 5, 10) if f * 10.0**power * wanted >= span)
     step = factor * 10.0**power
     first, last = math.floor(low / step), math.ceil(high / step)
-    ticks = [index * step for index in range(first, max(last, first + 1) + 1)]
+    ticks = [index * step for index in range(first, last + 1)]
     return ticks, max(0, -power - (factor == 10))
 
 
