@@ -79,15 +79,22 @@ def read_export(folder: Path) -> Export | None:
         policy, fingerprint, gguf = (data.get(k) for k in ("policy", "fingerprint", "gguf"))
         if not isinstance(fingerprint, str):
             raise ValueError("fingerprint must be a string")
-        if gguf is not None and (
-            not isinstance(gguf, str) or Path(gguf).name != gguf or "\0" in gguf
-        ):
-            raise ValueError(f"gguf must be a plain file name, not {gguf!r}")
+        if gguf is not None and not _is_gguf_name(gguf):
+            raise ValueError(f"gguf must be the plain name of a .gguf file, not {gguf!r}")
         return Export(
             folder, None if policy is None else AttentionPolicy.from_dict(policy), fingerprint, gguf
         )
     except (ValueError, PolicyError) as error:
         raise CheckpointError(str(error), file=str(path)) from error
+
+
+def _is_gguf_name(value: object) -> bool:
+    """A plain file name, so that the weights lie in the folder itself."""
+    return (
+        isinstance(value, str)
+        and value.endswith(".gguf")
+        and not any(separator in value for separator in "/\\\0")
+    )
 
 
 def write_export(model: Model, directory: Path) -> None:

@@ -384,9 +384,9 @@ class Model:
         return "\n".join(lines)
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        if isinstance(prompt, str) or any(isinstance(item, Mapping) for item in prompt):
-            return _token_ids(self.tokenizer.encode_prompt(prompt), "prompt")
-        return _token_ids(prompt, "prompt")
+        chat = isinstance(prompt, Sequence) and any(isinstance(part, Mapping) for part in prompt)
+        ids = self.tokenizer.encode_prompt(prompt) if chat or isinstance(prompt, str) else prompt
+        return _token_ids(ids, "prompt")
 
     def _answer_ids(self, answer: Answer) -> tuple[int, ...]:
         ids = self.tokenizer.encode_answer(answer) if isinstance(answer, str) else answer
@@ -539,7 +539,9 @@ def _stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[
         return frozenset(stop)
     try:
         ids = jsonio.loads(path.read_bytes()).get("eos_token_id")
-        stop.update(map(operator.index, ids if isinstance(ids, list) else [ids] if ids else []))
+        stop.update(
+            map(operator.index, ids if isinstance(ids, list) else [] if ids is None else [ids])
+        )
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"eos_token_id cannot be read: {error}", file=str(path)) from error
     return frozenset(stop)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import gc
-import random
+import weakref
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import EOS, tiny_checkpoint, tiny_model
 
 from swa.errors import InputError
 from swa.generation import Generation, Sampler, TextStream
+from swa.model import Model, load
+from swa.policy import AttentionPolicy
 
 
 class ByteTokenizer:
@@ -154,3 +160,183 @@ def test_generation_shows_its_text() -> None:
     assert repr(result) == (
         "Generation('hi there', 2 tokens after 10, finish_reason='length', kv_cache=3.0 MiB)"
     )
+
+
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {}),
+    ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    ("mistral", {}),
+    ("qwen2", {}),
+    ("qwen2", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}),
+    ("qwen3", {}),
+    ("qwen3", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 11}),
+]
+PROMPT = np.random.default_rng(0).integers(0, 256, 50).tolist()
+
+
+@pytest.mark.parametrize(("family", "settings"), FAMILIES)
+def test_greedy_equals_transformers(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    reference = tiny_model(family, **settings)
+    model = load(tiny_checkpoint(tmp_path, family, **settings), dtype="float32", num_threads=1)
+    expected = reference.generate(
+        torch.tensor([PROMPT]), max_new_tokens=40, do_sample=False, pad_token_id=EOS
+    )[0, len(PROMPT) :].tolist()
+    if expected[-1] == EOS:
+        expected.pop()
+    result = model.generate(PROMPT, max_new_tokens=40)
+    assert list(result.ids) == expected
+    assert result.n_prompt_tokens == 50
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(tiny_checkpoint(tmp_path_factory.mktemp("tiny")), dtype="float32", num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def endless(model: Model) -> Model:
+    """Without stop tokens, so that lengths are known."""
+    return replace(model, stop_ids=frozenset())
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        AttentionPolicy(8, num_sink_tokens=2, decode="window"),
+        AttentionPolicy((8, 1, 20, 64), decode="window"),
+        AttentionPolicy(8, num_sink_tokens=60, decode="window"),
+        AttentionPolicy(8, num_sink_tokens=2),
+        AttentionPolicy(8, num_sink_tokens=2, num_tail_tokens=5),
+    ],
+)
+@pytest.mark.parametrize("full", [[], [1, 3]])
+def test_decoding_equals_whole_runs(
+    endless: Model, policy: AttentionPolicy, full: list[int]
+) -> None:
+    """Each token is the most likely one of a run, under that policy, of all before it."""
+    hybrid = endless.patch(policy, full_attention_layers=full)
+    ids = hybrid.generate(PROMPT, max_new_tokens=30).ids
+    # Teacher forced, the rows that the last prompt token and the answer but its end wrote.
+    logits = hybrid.logits(PROMPT, ids)[len(PROMPT) - 1 : -1]
+    assert logits.argmax(axis=1).tolist() == list(ids)
+    assert ids != endless.generate(PROMPT, max_new_tokens=30).ids
+
+
+def test_windowed_decode_evicts(endless: Model) -> None:
+    per_token = 4 * 2 * 2 * 16 * 4  # layers, K and V, KV heads, head_dim, float32
+    prompt = PROMPT * 3
+
+    def kv_bytes(policy: AttentionPolicy | None, new: int, full: tuple[int, ...] = ()) -> int:
+        hybrid = endless.patch(policy, full_attention_layers=full) if policy else endless
+        return hybrid.generate(prompt, max_new_tokens=new).kv_bytes
+
+    window = AttentionPolicy(8, num_sink_tokens=2, decode="window")
+    assert kv_bytes(None, 60) >= per_token * (150 + 59)
+    assert kv_bytes(AttentionPolicy(8), 60) == kv_bytes(None, 60)
+    assert kv_bytes(window, 60) == kv_bytes(window, 20) < per_token * 40
+    assert kv_bytes(window, 60, (2,)) < kv_bytes(None, 60) / 2
+
+
+def test_sampling_is_repeatable_and_differs_by_seed(endless: Model) -> None:
+    def ids(seed: int) -> tuple[int, ...]:
+        settings: dict[str, Any] = {"do_sample": True, "temperature": 2.0, "top_p": 0.9}
+        return endless.generate(PROMPT, max_new_tokens=30, seed=seed, **settings).ids
+
+    assert ids(1) == ids(1) != ids(2)
+    greedy = endless.generate(PROMPT, max_new_tokens=30).ids
+    nearly = endless.generate(
+        PROMPT, max_new_tokens=30, do_sample=True, temperature=1e-6, seed=1
+    ).ids
+    assert nearly == greedy
+
+
+def test_stop_tokens(endless: Model) -> None:
+    free = endless.generate(PROMPT, max_new_tokens=20)
+    assert (free.finish_reason, len(free.ids)) == ("length", 20)
+    stop = free.ids[5]
+    stopped = replace(endless, stop_ids=frozenset({stop})).generate(PROMPT, max_new_tokens=20)
+    assert stopped.ids == free.ids[: free.ids.index(stop)]
+    assert stopped.finish_reason == "stop"
+    nothing = replace(endless, stop_ids=frozenset({free.ids[0]})).generate(PROMPT)
+    assert (nothing.ids, nothing.text, nothing.finish_reason) == ((), "", "stop")
+
+
+def test_stop_texts(endless: Model) -> None:
+    free = endless.generate(PROMPT, max_new_tokens=40)
+    stop = free.text[4:6]
+    stopped = endless.generate(PROMPT, max_new_tokens=40, stop=["never in a text", stop])
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert stopped.finish_reason == "stop"
+    assert stopped.ids == free.ids[: len(stopped.ids)]
+    assert endless.generate(PROMPT, max_new_tokens=40, stop=stop).text == stopped.text
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_stream_is_the_same_text(endless: Model, seed: int) -> None:
+    settings: dict[str, Any] = {"max_new_tokens": 60, "do_sample": True, "seed": seed}
+    whole = endless.generate(PROMPT, **settings)
+    pieces = endless.generate(PROMPT, stream=True, **settings)
+    seen = []
+    while True:
+        try:
+            seen.append(next(pieces))
+        except StopIteration as end:
+            assert end.value == whole
+            break
+    assert "".join(seen) == whole.text
+    assert len(seen) > 5
+    assert all(seen)
+
+
+class Watched:
+    """Passes calls on, and can be watched for its end (sessions of the engine cannot)."""
+
+    def __init__(self, inner: Any, sessions: list[weakref.ref[Any]]) -> None:
+        self._inner, self._sessions = inner, sessions
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def start(self, *arguments: Any) -> Any:
+        session = Watched(self._inner.start(*arguments), [])
+        self._sessions.append(weakref.ref(session))
+        return session
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_closing_the_stream_frees_the_session(endless: Model, started: bool) -> None:
+    sessions: list[weakref.ref[Any]] = []
+    watched = replace(endless, engine=Watched(endless.engine, sessions))  # type: ignore[arg-type]
+    pieces = watched.generate(PROMPT, stream=True)
+    if started:
+        next(pieces)
+    assert sessions[0]() is not None
+    pieces.close()
+    gc.collect()
+    assert sessions[0]() is None
+    assert list(pieces) == []
+
+
+def test_two_streams_at_once(endless: Model) -> None:
+    hybrid = endless.patch(AttentionPolicy(8, decode="window"))
+    alone = [m.generate(PROMPT, max_new_tokens=30).text for m in (endless, hybrid)]
+    streams = [m.generate(PROMPT, max_new_tokens=30, stream=True) for m in (endless, hybrid)]
+    seen = ["", ""]
+    for _ in range(40):
+        for i, pieces in enumerate(streams):
+            seen[i] += next(pieces, "")
+    assert seen == alone
+
+
+def test_positions_and_lengths(model: Model, endless: Model) -> None:
+    assert len(endless.generate([1] * 250, max_new_tokens=6).ids) == 6
+    assert len(endless.generate(PROMPT, max_new_tokens=1).ids) == 1
+    with pytest.raises(InputError, match="250 tokens leave 6 of the model's 256 positions"):
+        model.generate([1] * 250, max_new_tokens=7, stream=True)  # before the stream is read
+    for bad in (0, -1):
+        with pytest.raises(InputError, match="max_new_tokens must be at least 1"):
+            model.generate([1], max_new_tokens=bad)
+    with pytest.raises(InputError, match="a stop text is empty"):
+        model.generate([1], stop=["a", ""])
+    with pytest.raises(InputError, match="the prompt is empty"):
+        model.generate([])
