@@ -1,0 +1,74 @@
+"""swa: turn a pretrained full-attention language model into a hybrid, without training.
+
+The usual path: `load` a model, collect `examples`, `score_layers`, `select` the layers that keep
+full attention, `Model.patch`, then `evaluate`, generate, save or `report`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from swa import errors
+from swa.errors import CheckpointError, SwaError, SwaWarning
+
+if TYPE_CHECKING:
+    from swa import examples, testing
+    from swa.evaluate import Evaluation, evaluate
+    from swa.examples import Example
+    from swa.layer_scores import LayerScores
+    from swa.model import Model, load
+    from swa.policy import AttentionPolicy
+    from swa.report import report
+    from swa.score import score_layers
+    from swa.selection import Budget, Selection, select
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionPolicy",
+    "Budget",
+    "CheckpointError",
+    "Evaluation",
+    "Example",
+    "LayerScores",
+    "Model",
+    "Selection",
+    "SwaError",
+    "SwaWarning",
+    "__version__",
+    "errors",
+    "evaluate",
+    "examples",
+    "load",
+    "report",
+    "score_layers",
+    "select",
+    "testing",
+]
+
+_HOME = {
+    "AttentionPolicy": "policy",
+    "Budget": "selection",
+    "Evaluation": "evaluate",
+    "Example": "examples",
+    "LayerScores": "layer_scores",
+    "Model": "model",
+    "Selection": "selection",
+    "evaluate": "evaluate",
+    "load": "model",
+    "report": "report",
+    "score_layers": "score",
+    "select": "selection",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name's module when it is first used, so that `import swa` stays instant."""
+    if name in ("examples", "testing"):
+        return importlib.import_module(f"swa.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'swa' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"swa.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
