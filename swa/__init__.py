@@ -14,12 +14,12 @@ from swa.errors import CheckpointError, SwaError, SwaWarning
 
 if TYPE_CHECKING:
     from swa import examples, testing
-    from swa.evaluate import Evaluation, evaluate
+    from swa.evaluation import Evaluation, evaluate
     from swa.examples import Example
     from swa.layer_scores import LayerScores
     from swa.model import Model, load
     from swa.policy import AttentionPolicy
-    from swa.report import report
+    from swa.reporting import report
     from swa.score import score_layers
     from swa.selection import Budget, Selection, select
 
@@ -50,14 +50,14 @@ __all__ = [
 _HOME = {
     "AttentionPolicy": "policy",
     "Budget": "selection",
-    "Evaluation": "evaluate",
+    "Evaluation": "evaluation",
     "Example": "examples",
     "LayerScores": "layer_scores",
     "Model": "model",
     "Selection": "selection",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "load": "model",
-    "report": "report",
+    "report": "reporting",
     "score_layers": "score",
     "select": "selection",
 }

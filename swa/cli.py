@@ -21,7 +21,7 @@ import typer
 from swa.errors import InputError, ScoresError, SwaError, SwaWarning
 
 if TYPE_CHECKING:
-    from swa.evaluate import Evaluation
+    from swa.evaluation import Evaluation
     from swa.examples import Example
     from swa.model import Model
     from swa.policy import AttentionPolicy
@@ -149,7 +149,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Measure what full attention is worth in each layer."""
-    from swa.report import score_command
+    from swa.reporting import score_command
     from swa.score import score_layers
 
     policy = _policy(None, sliding_window, sink_tokens, tail_tokens, decode, consumer)
@@ -254,7 +254,7 @@ def evaluate(
     The options that describe a policy change what the policy file says, or, without a file, make a
     policy in which every layer slides.
     """
-    from swa.evaluate import evaluate as measure
+    from swa.evaluation import evaluate as measure
     from swa.policy import AttentionPolicy
 
     scored = AttentionPolicy.load(policy) if policy else None
@@ -341,7 +341,7 @@ def report(
     """Write one self-contained HTML page: charts, chosen layers, NLL, how to repeat it."""
     from swa.layer_scores import LayerScores
     from swa.policy import AttentionPolicy
-    from swa.report import report as write_report
+    from swa.reporting import report as write_report
     from swa.selection import Selection
     from swa.selection import select as choose
 
@@ -394,7 +394,7 @@ def demo(
     """The whole path on a real model: score, select, evaluate, report, answer."""
     import swa
     from swa import demo as demo_module
-    from swa.report import report as write_report
+    from swa.reporting import report as write_report
 
     settings = demo_module.Settings(
         examples_per_task=examples_per_task,
@@ -532,7 +532,7 @@ def _integers(text: str, option: str) -> list[int]:
 
 def _named_evaluation(item: str) -> tuple[str, Evaluation]:
     from swa import jsonio
-    from swa.evaluate import Evaluation
+    from swa.evaluation import Evaluation
 
     name, separator, path = item.partition("=")
     if not (name and separator and path):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from swa.errors import CheckpointError
-from swa.evaluate import Evaluation, evaluate, gap_closed
+from swa.evaluation import Evaluation, evaluate, gap_closed
 from swa.files import flush_directory, temporary_sibling
 from swa.policy import AttentionPolicy, format_layers
 
@@ -303,7 +303,6 @@ class Demo:
     def table(self) -> Table:
         """The table that `swa demo` prints, for a rich console."""
         from rich.table import Table
-    from tqdm import tqdm
 
         examples = len(self.full.without_tail.tasks)
         table = Table(title=f"Held-out answers ({examples} examples), nats per token")

@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 import pytest
 
 import swa
-from swa.evaluate import Evaluation, gap_closed
+from swa.evaluation import Evaluation, gap_closed
 from swa.layer_scores import LayerScores
 from swa.policy import AttentionPolicy
-from swa.report import nice_ticks, render, report, score_command
+from swa.reporting import nice_ticks, render, report, score_command
 
 POLICY = AttentionPolicy(256, num_sink_tokens=4)
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swa.evaluate import Evaluation, gap_closed
+from swa.evaluation import Evaluation, gap_closed
 from swa.files import write_text
 from swa.layer_scores import LayerScores, mean
 from swa.policy import AttentionPolicy, format_layers
