@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "swa.scores/1"
 CONFIDENCE = 0.95
+MAX_BOOTSTRAP = 1_000_000  # so that a hostile file cannot ask for all memory
 SHOWN_LAYERS = 10  # rows of a repr
 
 Direction = Literal["restore", "ablate"]
@@ -101,7 +102,10 @@ class LayerScores:
         )
         _require(bool(self.scored_layers), f"the base leaves no layer to {self.direction}")
         _require(n > 0, "there are no examples")
-        _require(self.n_bootstrap > 0 and self.seed >= 0, "n_bootstrap must be > 0 and seed >= 0")
+        _require(
+            0 < self.n_bootstrap <= MAX_BOOTSTRAP, f"n_bootstrap must be in 1..{MAX_BOOTSTRAP}"
+        )
+        _require(self.seed >= 0, "seed must be >= 0")
         floor = self.noise_floor
         _require(floor is None or 0 <= floor < math.inf, "noise_floor must be finite and >= 0")
         for name in ("nll_base", "nll_full", "nll_swa", "delta_per_example"):
@@ -266,14 +270,15 @@ class LayerScores:
         return row
 
 
-def checked_integer(value: object, name: str, minimum: int) -> int:
-    """`value` as an int. Raises InputError: not an integer, or less than `minimum`."""
+def checked_integer(value: object, name: str, minimum: int, maximum: float = math.inf) -> int:
+    """`value` as an int. Raises InputError: not an integer, or out of range."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = minimum - 1
-    if isinstance(value, bool) or number < minimum:
-        raise InputError(f"{name} must be an integer >= {minimum}, not {value!r}")
+    if isinstance(value, bool) or not minimum <= number <= maximum:
+        bounds = f">= {minimum}" if maximum == math.inf else f"in {minimum}..{maximum}"
+        raise InputError(f"{name} must be an integer {bounds}, not {value!r}")
     return number
 
 
@@ -335,7 +340,10 @@ def read_integer(value: Any) -> int:
 def read_number(value: Any) -> float:
     if not _is_number(value):
         raise TypeError(f"{value!r} is not a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # refused, as all that is not finite, with the field's name
 
 
 def _number_or_null(value: Any) -> float | None:

@@ -11,11 +11,12 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from swa import _core, cost
+from swa import __version__, cost
 from swa.errors import ExampleError, InputError, PolicyError, ScoresError, SwaWarning
 from swa.examples import Example, content_hash
 from swa.journal import Journal
 from swa.layer_scores import (
+    MAX_BOOTSTRAP,
     Direction,
     LayerScores,
     LayerValues,
@@ -84,7 +85,7 @@ def score_layers(
     _check_policy(policy, num_layers)
     selectable = tuple(sorted(model.selectable_layers))
     full = _base_layers(base, direction, selectable)
-    n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1)
+    n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP)
     seed = checked_integer(seed, "seed", 0)
     used, notes = _with_signal(examples, policy)
 
@@ -95,7 +96,7 @@ def score_layers(
         "dtype": model.dtype,
         "tier": model.engine.tier,
         "examples_hash": content_hash(used),
-        "version": _core.build_info()["version"],
+        "version": __version__,
     }
     tasks = [
         SweepTask(index, example, policy, direction, full, selectable)
