@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     from swa.config import ModelConfig
-    from swa.policy import AttentionPolicy
+    from swa.policy import AttentionPolicy, Rows
 
 
 def nll_flops(
@@ -27,7 +27,7 @@ def nll_flops(
     """One teacher-forced pass over prompt and answer, with the logits of the answer rows."""
     n_tokens = prompt_len + answer_len
     rows = policy.rows(config, full_layers, prompt_len, n_tokens)
-    keys = sum(_attended(*layer, n_tokens).sum() for layer in zip(*rows, strict=True))
+    keys = sum(_attended(rows, layer, n_tokens).sum() for layer in range(config.num_hidden_layers))
     linear = config.num_hidden_layers * n_tokens * (_qkv_flops(config) + _rest_flops(config))
     return float(linear + keys * _key_flops(config) + answer_len * _head_flops(config))
 
@@ -46,33 +46,34 @@ def sweep_flops(
     base's queries, keys and values of its own layer and runs all layers above.
     """
     n_tokens = prompt_len + answer_len
-    base_rows = policy.rows(config, base, prompt_len, n_tokens)
-    keys = [_attended(*layer, n_tokens) for layer in zip(*base_rows, strict=True)]
+    rows = policy.rows(config, base, prompt_len, n_tokens)
     windows = policy.windows(config.num_hidden_layers)
     shared = min(min(windows[layer] for layer in flips) + policy.num_sink_tokens, n_tokens)
     own = n_tokens - shared
 
     # Cost of one layer above the shared rows, in the base's attention pattern.
     above = [
-        own * (_qkv_flops(config) + _rest_flops(config)) + k[shared:].sum() * _key_flops(config)
-        for k in keys
+        own * (_qkv_flops(config) + _rest_flops(config))
+        + _attended(rows, layer, n_tokens)[shared:].sum() * _key_flops(config)
+        for layer in range(config.num_hidden_layers)
     ]
     total = nll_flops(config, policy, base, prompt_len, answer_len)
     for layer in flips:
         flipped = policy.rows(config, set(base) ^ {layer}, prompt_len, n_tokens)
-        fork_keys = _attended(*(array[layer] for array in flipped), n_tokens)[shared:].sum()
+        fork_keys = _attended(flipped, layer, n_tokens)[shared:].sum()
         total += own * _rest_flops(config) + fork_keys * _key_flops(config)
         total += sum(above[layer + 1 :]) + answer_len * _head_flops(config)
     return float(total)
 
 
-def _attended(window: int, sinks: int, full_from: int, n_tokens: int) -> npt.NDArray[np.int64]:
+def _attended(rows: Rows, layer: int, n_tokens: int) -> npt.NDArray[np.int64]:
     """int64 [n_tokens]: how many keys each row of a layer attends to."""
     causal = np.arange(1, n_tokens + 1)
+    window = rows.window[layer]
     if window == 0:
         return causal
-    sliding = np.minimum(causal, window) + np.minimum(sinks, np.maximum(causal - window, 0))
-    return np.where(np.arange(n_tokens) >= full_from, causal, sliding)
+    sinks = np.minimum(rows.sinks[layer], np.maximum(causal - window, 0))
+    return np.where(causal > rows.full_from[layer], causal, np.minimum(causal, window) + sinks)
 
 
 def _key_flops(config: ModelConfig) -> int:

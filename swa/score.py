@@ -135,8 +135,12 @@ class ExampleScores:
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ExampleScores:
         """Read what `dataclasses.asdict` and JSON made of it. Raises KeyError, TypeError."""
-        ends = (read_number(record[name]) for name in ("nll_base", "nll_full", "nll_swa"))
-        return cls(*ends, read_layer_values(record["delta"]))
+        return cls(
+            nll_base=read_number(record["nll_base"]),
+            nll_full=read_number(record["nll_full"]),
+            nll_swa=read_number(record["nll_swa"]),
+            delta=read_layer_values(record["delta"]),
+        )
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def sweep(journal: Path | None, model: FakeModel | None = None, **arguments: Any) -> Any:
     return score_layers(
-        model or FakeModel(),  # type: ignore[arg-type]
+        model or FakeModel(),
         make_examples(6),
         POLICY,
         journal=journal,
@@ -199,7 +199,7 @@ def test_a_sweep_of_other_inputs_does_not_resume(
         setattr(model, name, change.pop(name, getattr(model, name)))
     inputs: dict[str, Any] = {"examples": make_examples(6), "policy": POLICY} | change
     with pytest.raises(ScoresError, match=f"another run: .*{key} was"):
-        score_layers(model, journal=tmp_path / "j", **inputs)  # type: ignore[arg-type]
+        score_layers(model, journal=tmp_path / "j", **inputs)
     assert model.sweeps == []
 
 

@@ -51,7 +51,7 @@ def test_deltas_are_differences_of_independent_runs(
     direction: Any, base: list[int] | None, native: tuple[int, ...], scored: set[int]
 ) -> None:
     model, examples = FakeModel(native=native), make_examples(3)
-    scores = score_layers(model, examples, POLICY, direction=direction, base=base)  # type: ignore[arg-type]
+    scores = score_layers(model, examples, POLICY, direction=direction, base=base)
     selectable = set(range(5)) - set(native)
     start = set(base) if base is not None else (selectable if direction == "ablate" else set())
     assert scores.base == tuple(sorted(start))
@@ -82,7 +82,7 @@ def test_the_base_pass_is_not_run_twice() -> None:
         passes.append(sorted(full_layers))
         return original(example, policy, full_layers)
 
-    model.nll_example = counting  # type: ignore[method-assign]
+    model.nll_example = counting
     fake_scores(model, count=1)
     fake_scores(model, count=1, direction="ablate")
     fake_scores(model, count=1, base=[1])
@@ -92,7 +92,7 @@ def test_the_base_pass_is_not_run_twice() -> None:
 def test_a_natural_tie_is_exactly_zero() -> None:
     """A layer that changes no bit has delta 0.0, of positive sign, in both directions."""
     model = FakeModel()
-    model.per_token = lambda example, full: np.full(example.answer_len, 2.5)  # type: ignore[method-assign]
+    model.per_token = lambda example, full: np.full(example.answer_len, 2.5)
     for direction in ("restore", "ablate"):
         delta = fake_scores(model, direction=direction).delta
         assert all(math.copysign(1, d) == 1 and d == 0 for d in delta if d is not None)
@@ -134,7 +134,7 @@ def test_one_example_has_no_error_and_no_interval() -> None:
 
 
 def test_equal_examples_have_no_spread() -> None:
-    scores = score_layers(FakeModel(), make_examples(1) * 4, POLICY)  # type: ignore[arg-type]
+    scores = score_layers(FakeModel(), make_examples(1) * 4, POLICY)
     for delta, error, interval in zip(
         scores.delta, scores.standard_error, scores.interval, strict=True
     ):
@@ -148,17 +148,17 @@ def test_equal_examples_have_no_spread() -> None:
 def test_examples_without_signal_are_left_out_and_said() -> None:
     short, long = make_examples(2, prompt_len=10), make_examples(3)
     with pytest.warns(SwaWarning, match=r"2 of 5 examples carry no signal"):
-        scores = score_layers(FakeModel(), [*short, *long], POLICY)  # type: ignore[arg-type]
-    alone = score_layers(FakeModel(), long, POLICY)  # type: ignore[arg-type]
+        scores = score_layers(FakeModel(), [*short, *long], POLICY)
+    alone = score_layers(FakeModel(), long, POLICY)
     assert "2 of 5 examples" in scores.notes[0]
     assert dataclasses.replace(scores, notes=()) == alone
 
 
 def test_no_example_with_signal_is_an_error() -> None:
     with pytest.raises(ExampleError, match="longest prompt has 10 tokens"):
-        score_layers(FakeModel(), make_examples(2, prompt_len=10), POLICY)  # type: ignore[arg-type]
+        score_layers(FakeModel(), make_examples(2, prompt_len=10), POLICY)
     with pytest.raises(ExampleError, match="no examples"):
-        score_layers(FakeModel(), [], POLICY)  # type: ignore[arg-type]
+        score_layers(FakeModel(), [], POLICY)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 
 def test_a_policy_with_chosen_layers_is_refused() -> None:
     with pytest.raises(PolicyError, match="layer_types is set"):
-        score_layers(FakeModel(), make_examples(1), POLICY.with_full_layers([1], 5))  # type: ignore[arg-type]
+        score_layers(FakeModel(), make_examples(1), POLICY.with_full_layers([1], 5))
     with pytest.raises(PolicyError, match="3 layers"):
-        score_layers(FakeModel(), make_examples(1), AttentionPolicy((8, 8, 8)))  # type: ignore[arg-type]
+        score_layers(FakeModel(), make_examples(1), AttentionPolicy((8, 8, 8)))
 
 
 def test_an_nll_that_is_not_finite_is_refused() -> None:
@@ -331,7 +331,7 @@ def test_a_task_survives_pickling() -> None:
 def test_a_task_reports_its_work_as_it_goes() -> None:
     model, told = FakeModel(), list[float]()
     task = SweepTask(0, make_examples(1)[0], POLICY, "restore", (2,), (0, 1, 2, 3, 4))
-    task.run(model, told.append)  # type: ignore[arg-type]
+    task.run(model, told.append)
     sweep, full, swa = task.flops(model.config)
     expected = [sweep * i / 4 for i in range(1, 5)] + [sweep, sweep + full]
     assert told == pytest.approx(expected)

@@ -21,7 +21,7 @@ POLICY = AttentionPolicy(sliding_window=8)
 
 @pytest.fixture
 def scores() -> LayerScores:
-    return score_layers(FakeModel(), make_examples(2), POLICY)  # type: ignore[arg-type]
+    return score_layers(FakeModel(), make_examples(2), POLICY)
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +124,7 @@ def test_other_runs_fail_whatever_the_noise(
 def test_other_weights_are_named_where_scores_differ(scores: LayerScores, tmp_path: Path) -> None:
     scores.save(tmp_path / "g")
     other = moved(scores, {0: 1.0}, model_fingerprint="0" * 64)
-    with pytest.raises(AssertionError, match="model_fingerprint was f+, is 0+"):
+    with pytest.raises(AssertionError, match=r"model_fingerprint was f+, is 0+"):
         testing.assert_scores_match(other, tmp_path / "g", noise_floor=0.001)
 
 
