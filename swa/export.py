@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from swa import jsonio
-from swa._version import __version__
+from swa import __version__, jsonio
 from swa.errors import CheckpointError, InputError, PolicyError
 from swa.files import flush_directory, flush_file, temporary_sibling
 from swa.policy import AttentionPolicy
