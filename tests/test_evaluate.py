@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from swa.examples import Example
 from tiny import tiny_checkpoint
 
 import swa
 from swa.evaluation import Evaluation, evaluate
-from swa.examples import Example
 
 POLICY = swa.AttentionPolicy(sliding_window=8, num_sink_tokens=2)
 
@@ -108,7 +108,9 @@ def test_json_round_trip(rows, policy, name):
 
 
 def valid() -> dict[str, object]:
-    return Evaluation((1.0, 2.0), (True, False), ("a", "b"), POLICY, "m", "f", "float32", "e").to_dict()
+    return Evaluation(
+        (1.0, 2.0), (True, False), ("a", "b"), POLICY, "m", "f", "float32", "e"
+    ).to_dict()
 
 
 @pytest.mark.parametrize(
