@@ -563,8 +563,8 @@ def _require_memory(what: str, need: int, remedy: str) -> None:
     available = available_bytes()
     if available is not None and need > available:
         raise MemoryError(
-            f"{what} needs {need / GIB:.2f} GiB, {available / GIB:.2f} GiB are free: {remedy},"
-            " or free memory"
+            f"no room for {what}: {need / GIB:.2f} GiB needed, {available / GIB:.2f} GiB free;"
+            f" {remedy}, or free memory"
         )
 
 

@@ -224,17 +224,19 @@ def test_decoding_equals_whole_runs(
 
 def test_windowed_decode_evicts(endless: Model) -> None:
     per_token = 4 * 2 * 2 * 16 * 4  # layers, K and V, KV heads, head_dim, float32
-    prompt = PROMPT * 3
+    longer = replace(endless, max_position_embeddings=4096)
 
-    def kv_bytes(policy: AttentionPolicy | None, new: int, full: tuple[int, ...] = ()) -> int:
-        hybrid = endless.patch(policy, full_attention_layers=full) if policy else endless
-        return hybrid.generate(prompt, max_new_tokens=new).kv_bytes
+    def kv_bytes(policy: AttentionPolicy | None, n_prompt: int, *full: int) -> int:
+        hybrid = longer.patch(policy, full_attention_layers=full) if policy else longer
+        return hybrid.generate([1] * n_prompt, max_new_tokens=4).kv_bytes
 
     window = AttentionPolicy(8, num_sink_tokens=2, decode="window")
-    assert kv_bytes(None, 60) >= per_token * (150 + 59)
-    assert kv_bytes(AttentionPolicy(8), 60) == kv_bytes(None, 60)
-    assert kv_bytes(window, 60) == kv_bytes(window, 20) < per_token * 40
-    assert kv_bytes(window, 60, (2,)) < kv_bytes(None, 60) / 2
+    everything = kv_bytes(None, 2000)
+    assert everything >= per_token * 2003
+    assert kv_bytes(AttentionPolicy(8), 2000) == everything
+    evicted = kv_bytes(window, 2000)
+    assert evicted == kv_bytes(window, 1000) < everything / 8
+    assert kv_bytes(window, 2000, 2) == everything / 4 + evicted * 3 / 4
 
 
 def test_sampling_is_repeatable_and_differs_by_seed(endless: Model) -> None:
