@@ -33,6 +33,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -250,7 +251,7 @@ def evaluate(
     max_position_embeddings: MaxPositions = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the NLL of answers, under a policy or as the checkpoint is.
+    """Measure the NLL of answers, under a policy or full attention.
 
     The options that describe a policy change what the policy file says, or, without a file, make a
     policy in which every layer slides.
@@ -302,7 +303,10 @@ def generate(
     max_position_embeddings: MaxPositions = None,
     as_json: Json = False,
 ) -> None:
-    """Answer a prompt; models with a chat template get it as a chat message."""
+    """Answer a prompt.
+
+    A model with a chat template gets it as a chat message, unless --raw.
+    """
     from swa.policy import AttentionPolicy
 
     applied = AttentionPolicy.load(policy) if policy else None
@@ -346,7 +350,11 @@ def report(
         "report.html"
     ),
 ) -> None:
-    """Write one self-contained HTML page: charts, chosen layers, NLL, how to repeat it."""
+    """Write one self-contained HTML page about scores.
+
+    It has the deltas by layer and by example, the chosen layers, the NLL of what was evaluated, and
+    the command that repeats it.
+    """
     from swa.layer_scores import LayerScores
     from swa.policy import AttentionPolicy
     from swa.reporting import report as write_report
@@ -368,7 +376,7 @@ def report(
 
 @app.command()
 def info(as_json: Json = False) -> None:
-    """Show version, build flags, threads, and the instruction sets found and chosen."""
+    """Show version, build flags, threads, instruction sets."""
     from swa import _core
 
     details = {"python": sys.version.split()[0], **_core.build_info()}
@@ -399,7 +407,11 @@ def demo(
     out: Annotated[Path, typer.Option(help="HTML report; replaced.")] = Path("report.html"),
     as_json: Json = False,
 ) -> None:
-    """The whole path on a real model: score, select, evaluate, report, answer."""
+    """Run the whole path on a real model, in minutes.
+
+    Scores the layers of SmolLM2-135M-Instruct, selects a quarter of them, compares that with full,
+    sliding and periodic attention on held-out examples, writes a report, and answers a question.
+    """
     import swa
     from swa import demo as demo_module
     from swa.reporting import report as write_report
