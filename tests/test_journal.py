@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,6 +189,7 @@ def test_timings_are_in_the_journal_alone(tmp_path: Path) -> None:
         ({"examples": make_examples(5)}, "examples_hash"),
         ({"dtype": "float32"}, "dtype"),
         ({"fingerprint": "0" * 64}, "model_fingerprint"),
+        ({"engine": SimpleNamespace(tier="avx2")}, "tier"),
     ],
 )
 def test_a_sweep_of_other_inputs_does_not_resume(
@@ -195,7 +197,7 @@ def test_a_sweep_of_other_inputs_does_not_resume(
 ) -> None:
     sweep(tmp_path / "j")
     model = FakeModel()
-    for name in ("dtype", "fingerprint"):
+    for name in ("dtype", "fingerprint", "engine"):
         setattr(model, name, change.pop(name, getattr(model, name)))
     inputs: dict[str, Any] = {"examples": make_examples(6), "policy": POLICY} | change
     with pytest.raises(ScoresError, match=f"another run: .*{key} was"):

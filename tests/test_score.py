@@ -308,13 +308,22 @@ def test_every_key_is_needed() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    [b"", b"{", b"[]", b"\xff", b'{"schema": NaN}', b"[" * 100_000, b'{"schema": 1, "schema": 1}'],
+    ("text", "message"),
+    [
+        (b"", "Expecting value"),
+        (b"[]", "scores are a JSON object, not list"),
+        (b"\xff", "codec can't decode"),
+        (b'{"schema": NaN}', "NaN is not a JSON number"),
+        (b'{"schema": -Infinity}', "-Infinity is not a JSON number"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"schema": 1, "schema": "swa.scores/1"}', "the key 'schema' is given twice"),
+    ],
 )
-def test_files_that_are_no_scores_are_refused(tmp_path: Path, text: bytes) -> None:
+def test_files_that_are_no_scores_are_refused(tmp_path: Path, text: bytes, message: str) -> None:
     (tmp_path / "scores.json").write_bytes(text)
-    with pytest.raises(ScoresError, match=r"scores\.json"):
+    with pytest.raises(ScoresError, match=message) as error:
         LayerScores.load(tmp_path / "scores.json")
+    assert "scores.json: " in str(error.value)
 
 
 # ---- tasks, work and progress
@@ -345,21 +354,43 @@ def test_the_bar_ends_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
 
 
+MATRICES = {"qkv": 2 * 16 * (16 + 8 + 8), "rest": 2 * (16 * 16 + 3 * 16 * 24), "head": 2 * 16 * 50}
+PER_KEY = 4 * 4 * 4
+
+
+def mask_pairs(policy: AttentionPolicy, prompt: int, total: int, first: int, full: bool) -> int:
+    """Pairs of a row >= `first` and a key it attends to, counted one by one."""
+    window, sinks = policy.sliding_window, policy.num_sink_tokens
+    exempt = prompt - policy.num_tail_tokens if policy.decode == "full" else total
+    return sum(
+        full or j > t - window or j < sinks or t >= exempt
+        for t in range(first, total)
+        for j in range(t + 1)
+    )
+
+
 @pytest.mark.parametrize("decode", ["full", "window"])
 @pytest.mark.parametrize(("prompt", "answer"), [(5, 1), (12, 3), (30, 8)])
-def test_attended_keys_are_those_of_the_mask(decode: Any, prompt: int, answer: int) -> None:
-    """The cost of one pass, against one that counts the pairs of the mask."""
-    tail = 4 if decode == "full" else 0
-    policy = AttentionPolicy(
-        sliding_window=7, num_sink_tokens=3, num_tail_tokens=tail, decode=decode
+def test_costs_count_every_pair_of_the_masks(decode: Any, prompt: int, answer: int) -> None:
+    policy = AttentionPolicy(7, 3, 4 if decode == "full" else 0, decode=decode)
+    config, total, base, flips = FakeModel().config, prompt + answer, {1, 4}, (0, 2, 3)
+
+    def layer(first: int, full: bool, matrices: tuple[str, ...] = ("qkv", "rest")) -> int:
+        rows = total - first
+        pairs = mask_pairs(policy, prompt, total, first, full)
+        return rows * sum(MATRICES[name] for name in matrices) + pairs * PER_KEY
+
+    one_pass = sum(layer(0, i in base) for i in range(5)) + answer * MATRICES["head"]
+    assert cost.nll_flops(config, policy, base, prompt, answer) == one_pass
+
+    shared = min(7 + 3, total)  # the rows before see every key in all runs
+    forks = sum(
+        layer(shared, True, ("rest",))
+        + sum(layer(shared, above in base) for above in range(flip + 1, 5))
+        + answer * MATRICES["head"]
+        for flip in flips
     )
-    config, n = FakeModel().config, prompt + answer
-    exempt = prompt - tail if decode == "full" else n
-    sliding = sum(j > t - 7 or j < 3 or t >= exempt for t in range(n) for j in range(t + 1))
-    pairs = 2 * n * (n + 1) // 2 + 3 * sliding
-    matrices = 16 * (16 + 8 + 8) + 16 * 16 + 3 * 16 * 24
-    flops = 2 * 5 * n * matrices + pairs * 4 * 4 * 4 + answer * 2 * 16 * 50
-    assert cost.nll_flops(config, policy, {1, 4}, prompt, answer) == flops
+    assert cost.sweep_flops(config, policy, base, flips, prompt, answer) == one_pass + forks
 
 
 def test_a_sweep_costs_about_half_of_its_runs_one_by_one() -> None:
