@@ -81,6 +81,8 @@ class LayerScores:
     """Of those resamplings."""
     noise_floor: float | None = None
     """What rounding alone does to `delta`, where known: see `swa.testing.noise_floor`."""
+    command: str | None = None
+    """The command line that repeats the scoring, where there is one."""
     notes: tuple[str, ...] = ()
     """What a reader of the scores should know."""
     command: str | None = None
@@ -331,6 +333,10 @@ def _text_or_null(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 
+def _text_or_null(value: Any) -> str | None:
+    return None if value is None else _text(value)
+
+
 def read_integer(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r} is not an integer")
@@ -374,6 +380,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "tier": _text,
     "examples_hash": _text,
     "version": _text,
+    "command": _text_or_null,
     "noise_floor": _number_or_null,
     "notes": _each(_text),
     "command": _text_or_null,

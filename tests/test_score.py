@@ -249,6 +249,8 @@ def test_json_round_trip(deltas: list[list[float]], data: st.DataObject) -> None
             tuple(None if i in base else value for i, value in enumerate(row)) for row in deltas
         ),
         n_bootstrap=20,
+        command=data.draw(st.none() | st.text(max_size=5)),
+        noise_floor=data.draw(st.none() | st.floats(0, 1)),
     )
     again = LayerScores.from_dict(json.loads(json.dumps(scores.to_dict(), allow_nan=False)))
     assert again == scores and again.to_dict() == scores.to_dict()
@@ -279,6 +281,7 @@ def test_save_replaces_whole_files_and_keeps_the_umask(tmp_path: Path) -> None:
         ({"nll_full": [1.0, 2.0, 3.0, "4"]}, "nll_full: '4' is not a number"),
         ({"nll_full": [1.0, 2.0, 3.0, 10**400]}, "nll_full"),
         ({"tasks": "num"}, "tasks: 'num' is not a list"),
+        ({"command": 3}, "command: 3 is not a string"),
         ({"base": [1.0]}, "base: 1.0 is not an integer"),
         ({"base": [7]}, "base must be ascending layers of 0..4"),
         ({"base": [1]}, "with numbers in the layers"),
