@@ -81,8 +81,6 @@ class LayerScores:
     """Of those resamplings."""
     noise_floor: float | None = None
     """What rounding alone does to `delta`, where known: see `swa.testing.noise_floor`."""
-    command: str | None = None
-    """The command line that repeats the scoring, where there is one."""
     notes: tuple[str, ...] = ()
     """What a reader of the scores should know."""
     command: str | None = None
@@ -252,9 +250,10 @@ class LayerScores:
         ends = f"full {mean(self.nll_full):.4f}, all sliding {mean(self.nll_swa):.4f}"
         if self.base not in ((), self.selectable_layers):
             ends += f", base (full: {format_layers(self.base)}) {mean(self.nll_base):.4f}"
+        layers = f"{len(self.scored_layers)} of {self.num_hidden_layers} layers"
+        examples = f"{n} example{'s' * (n != 1)}"
         lines = [
-            f"LayerScores: {self.direction}, {len(self.scored_layers)} of {self.num_hidden_layers}"
-            f" layers, {n} example{'s' * (n != 1)}, {self.model_name} in {self.dtype}",
+            f"LayerScores: {self.direction}, {layers}, {examples}, {self.model_name} ({self.dtype})",
             f"  {self.policy!r}",
             f"  nll: {ends}",
             "  layer     delta  std. error  95% interval",
@@ -333,10 +332,6 @@ def _text_or_null(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 
-def _text_or_null(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
 def read_integer(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r} is not an integer")
@@ -380,7 +375,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "tier": _text,
     "examples_hash": _text,
     "version": _text,
-    "command": _text_or_null,
     "noise_floor": _number_or_null,
     "notes": _each(_text),
     "command": _text_or_null,

@@ -264,7 +264,7 @@ def test_save_replaces_whole_files_and_keeps_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
-    assert os.listdir(tmp_path) == ["scores.json"]
+    assert list(tmp_path.iterdir()) == [path]
     assert LayerScores.load(path) == fake_scores()
 
 
@@ -416,7 +416,7 @@ def test_rows_that_all_runs_share_cost_once() -> None:
 def test_repr_lists_the_best_layers_first() -> None:
     scores = fake_scores(FakeModel(14))
     lines = repr(scores).splitlines()
-    assert "restore, 14 of 14 layers, 4 examples, fake in bfloat16" in lines[0]
+    assert "restore, 14 of 14 layers, 4 examples, fake (bfloat16)" in lines[0]
     rows = [int(line.split()[0]) for line in lines[4:14]]
     assert tuple(rows) == scores.ranking[:10]
     assert lines[-1].strip() == "... and 4 more"
