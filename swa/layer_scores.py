@@ -250,10 +250,11 @@ class LayerScores:
         ends = f"full {mean(self.nll_full):.4f}, all sliding {mean(self.nll_swa):.4f}"
         if self.base not in ((), self.selectable_layers):
             ends += f", base (full: {format_layers(self.base)}) {mean(self.nll_base):.4f}"
+        model = f"{self.model_name} ({self.dtype})"
         layers = f"{len(self.scored_layers)} of {self.num_hidden_layers} layers"
         examples = f"{n} example{'s' * (n != 1)}"
         lines = [
-            f"LayerScores: {self.direction}, {layers}, {examples}, {self.model_name} ({self.dtype})",
+            f"LayerScores: {self.direction}, {layers}, {examples}, {model}",
             f"  {self.policy!r}",
             f"  nll: {ends}",
             "  layer     delta  std. error  95% interval",
