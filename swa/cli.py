@@ -619,8 +619,10 @@ def _explain(error: Exception) -> tuple[int, str]:
         return INTERRUPTED, str(error) or "interrupted"
     if isinstance(error, _UsageError):
         return 2, f"error: {error.format_message()} (see swa --help)"  # type: ignore[attr-defined]
-    if isinstance(error, (SwaError, *_BAD_PATHS)):
+    if isinstance(error, SwaError):
         return 2, f"error: {error}"
+    if isinstance(error, _BAD_PATHS):
+        return 2, f"error: {error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         return 1, f"error: not enough memory: {error}"
     if isinstance(error, (OSError, ImportError)):
