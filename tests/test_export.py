@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import transformers
-from tiny import byte_tokenizer, tiny_checkpoint, tiny_model
+from builders import tiny_checkpoint
 
 import swa
 from swa.errors import CheckpointError, InputError
@@ -27,7 +27,9 @@ WRITTEN_BY_US = {"swa.json", "README.md"}
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return tiny_checkpoint(tmp_path / "source", dtype="bfloat16")
+    folder = tiny_checkpoint(tmp_path / "source", dtype="BF16", tokenizer=True, chat_template=True)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [257]}')
+    return folder
 
 
 @pytest.fixture
@@ -80,13 +82,11 @@ def test_the_readme_warns_and_stock_transformers_runs_full_attention(
 
 
 def test_shards_and_their_index(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    tiny_model().save_pretrained(source, max_shard_size="100KB")
-    byte_tokenizer().save_pretrained(source)
+    source = tiny_checkpoint(tmp_path / "source", shards=3, tokenizer=True)
     model = load(source, dtype="float32", num_threads=1).patch(POLICY)
     model.save_pretrained(tmp_path / "out")
     assert names(tmp_path / "out") == names(source) | WRITTEN_BY_US
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 3
     again = load(tmp_path / "out", dtype="float32", num_threads=1)
     expected = model.nll(PROMPT, ANSWER).per_token
     assert (again.nll(PROMPT, ANSWER).per_token == expected).all()
@@ -251,7 +251,7 @@ def test_modes_follow_the_umask(model: Model, source: Path, tmp_path: Path, umas
 def test_weights_under_another_policy_are_refused(model: Model, tmp_path: Path) -> None:
     out = tmp_path / "out"
     model.save_pretrained(out)
-    other = tiny_checkpoint(tmp_path / "other", dtype="bfloat16", seed=1)
+    other = tiny_checkpoint(tmp_path / "other", dtype="BF16", seed=1)
     shutil.copy(other / "model.safetensors", out)
     with pytest.raises(CheckpointError, match="not those that the policy was saved with"):
         load(out, num_threads=1)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from builders import tiny_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import EOS, tiny_checkpoint, tiny_model
 
 from swa.errors import InputError
 from swa.generation import Generation, Sampler, TextStream
@@ -162,35 +163,36 @@ def test_generation_shows_its_text() -> None:
     )
 
 
+NATIVE = {"use_sliding_window": True}
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
-    ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    ("llama", {"tied": True, "num_key_value_heads": 1}),
     ("mistral", {}),
     ("qwen2", {}),
-    ("qwen2", {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}),
+    ("qwen2", {"overrides": NATIVE | {"max_window_layers": 2, "sliding_window": 8}}),
     ("qwen3", {}),
-    ("qwen3", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 11}),
+    ("qwen3", {"overrides": NATIVE | {"max_window_layers": 1, "sliding_window": 11}}),
 ]
 PROMPT = np.random.default_rng(0).integers(0, 256, 50).tolist()
 
 
 @pytest.mark.parametrize(("family", "settings"), FAMILIES)
 def test_greedy_equals_transformers(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    reference = tiny_model(family, **settings)
-    model = load(tiny_checkpoint(tmp_path, family, **settings), dtype="float32", num_threads=1)
-    expected = reference.generate(
-        torch.tensor([PROMPT]), max_new_tokens=40, do_sample=False, pad_token_id=EOS
-    )[0, len(PROMPT) :].tolist()
-    if expected[-1] == EOS:
-        expected.pop()
-    result = model.generate(PROMPT, max_new_tokens=40)
-    assert list(result.ids) == expected
+    tiny_checkpoint(tmp_path, family, **settings)
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, attn_implementation="eager"
+    )
+    ids = torch.tensor([PROMPT])
+    expected = reference.generate(ids, max_new_tokens=40, do_sample=False)[0, len(PROMPT) :]
+    result = load(tmp_path, dtype="float32", num_threads=1).generate(PROMPT, max_new_tokens=40)
+    assert list(result.ids) == expected.tolist()
     assert result.n_prompt_tokens == 50
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(tiny_checkpoint(tmp_path_factory.mktemp("tiny")), dtype="float32", num_threads=1)
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("tiny"), tokenizer=True)
+    return load(folder, dtype="float32", num_threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import BOS, EOS, VOCAB, tiny_checkpoint
+from builders import tiny_checkpoint
+from checkpoint_files import BYTE_BOS as BOS
+from checkpoint_files import BYTE_EOS as EOS
+from checkpoint_files import BYTE_VOCAB as VOCAB
+from swa.examples import Example
 
 import swa.model
 from swa.errors import CheckpointError, InputError, PolicyError, TokenizerError
-from swa.examples import Example
 from swa.model import Model, load
 from swa.policy import FULL, SLIDING, AttentionPolicy
 
@@ -24,18 +27,14 @@ ANSWER = "It is 4711."
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-llama", dtype="bfloat16")
+    path = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    return tiny_checkpoint(path, dtype="BF16", tokenizer=True, chat_template=True)
 
 
 @pytest.fixture(scope="module")
 def native_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(
-        tmp_path_factory.mktemp("native"),
-        "qwen2",
-        use_sliding_window=True,
-        max_window_layers=2,
-        sliding_window=8,
-    )
+    window = {"use_sliding_window": True, "max_window_layers": 2, "sliding_window": 8}
+    return tiny_checkpoint(tmp_path_factory.mktemp("native"), "qwen2", overrides=window)
 
 
 @pytest.fixture(scope="module")
@@ -336,7 +335,6 @@ def test_stop_tokens(
     folder: Path, tmp_path: Path, generation_config: Any, expected: set[int]
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    (copy / "generation_config.json").unlink()
     if generation_config is not None:
         (copy / "generation_config.json").write_text(json.dumps(generation_config))
     assert load(copy, num_threads=1).stop_ids == expected
