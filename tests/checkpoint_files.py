@@ -53,6 +53,21 @@ def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str)
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """float32 tensors of all safetensors files of a folder."""
+    tensors: dict[str, np.ndarray] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        content = path.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        for name, entry in json.loads(content[8:start]).items():
+            if name != "__metadata__":
+                begin, end = (start + offset for offset in entry["data_offsets"])
+                stored = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry["dtype"]]
+                x = np.frombuffer(content[begin:end], stored).reshape(entry["shape"])
+                tensors[name] = from_bf16(x) if entry["dtype"] == "BF16" else x.astype(np.float32)
+    return tensors
+
+
 def write_checkpoint(
     folder: Path,
     config: Mapping[str, Any],
