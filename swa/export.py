@@ -98,7 +98,7 @@ def _is_gguf_name(value: object) -> bool:
 
 def write_export(model: Model, directory: Path) -> None:
     """Copy the model's files and write its policy; see `Model.save_pretrained`."""
-    target = directory.absolute()
+    target = directory.resolve()
     _refuse_occupied(target, model)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_sibling(target)
@@ -128,7 +128,7 @@ def _refuse_occupied(target: Path, model: Model) -> None:
     sources = {stamp.path.parent.resolve() for stamp in model.checkpoint.weight_files}
     reason = (
         "is the folder that the model was loaded from"
-        if target.resolve() in sources
+        if target in sources
         else "exists, and nothing is ever overwritten"
     )
     raise InputError(f"cannot save to {target}: it {reason}; give a new folder")

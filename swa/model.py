@@ -25,6 +25,8 @@ from swa.policy import AttentionPolicy, Rows, format_layers
 from swa.selection import Selection
 from swa.tokenizer import Tokenizer
 
+DEFAULT_NEW_TOKENS = 256
+
 Message: TypeAlias = Mapping[str, Any]
 Prompt: TypeAlias = str | Sequence[Message] | Sequence[int] | npt.NDArray[np.integer[Any]]
 Answer: TypeAlias = str | Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -222,7 +224,7 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = ...,
+        max_new_tokens: int | None = ...,
         do_sample: bool = ...,
         temperature: float = ...,
         top_p: float = ...,
@@ -236,7 +238,7 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = ...,
+        max_new_tokens: int | None = ...,
         do_sample: bool = ...,
         temperature: float = ...,
         top_p: float = ...,
@@ -249,7 +251,7 @@ class Model:
         self,
         prompt: Prompt,
         *,
-        max_new_tokens: int = 256,
+        max_new_tokens: int | None = None,
         do_sample: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -262,6 +264,7 @@ class Model:
         Args:
             prompt: as in `nll`.
             max_new_tokens: at most this many; with the prompt they must fit the model's positions.
+                None: 256, or what fits if that is less.
             do_sample: draw from softmax(logits / temperature), among the fewest tokens whose mass
                 reaches `top_p`; otherwise the most likely token is taken.
             seed: makes draws repeatable.
@@ -274,9 +277,11 @@ class Model:
         """
         sampler = Sampler(do_sample, temperature, top_p, seed)
         ids = self._checked(self._prompt_ids(prompt), "prompt")
+        room = self.max_position_embeddings - len(ids)
+        if max_new_tokens is None:
+            max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, room))
         if operator.index(max_new_tokens) < 1:
             raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-        room = self.max_position_embeddings - len(ids)
         if max_new_tokens > room:
             raise InputError(
                 f"the prompt's {len(ids)} tokens leave {room} of the model's"

@@ -334,7 +334,10 @@ def test_two_streams_at_once(endless: Model) -> None:
 
 def test_positions_and_lengths(model: Model, endless: Model) -> None:
     assert len(endless.generate([1] * 250, max_new_tokens=6).ids) == 6
+    assert len(endless.generate([1] * 250).ids) == 6
     assert len(endless.generate(PROMPT, max_new_tokens=1).ids) == 1
+    with pytest.raises(InputError, match="256 tokens leave 0 of the model's 256 positions"):
+        model.generate([1] * 256)
     with pytest.raises(InputError, match="250 tokens leave 6 of the model's 256 positions"):
         model.generate([1] * 250, max_new_tokens=7, stream=True)  # before the stream is read
     for bad in (0, -1):
