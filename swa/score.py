@@ -87,7 +87,7 @@ def score_layers(
     full = _base_layers(base, direction, selectable)
     n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP)
     seed = checked_integer(seed, "seed", 0)
-    used, notes = _with_signal(examples, policy)
+    used, left_out = _with_signal(examples, policy)
 
     identity: dict[str, Any] = {
         "direction": direction,
@@ -118,7 +118,7 @@ def score_layers(
         delta_per_example=tuple(result.delta for result in results),
         n_bootstrap=n_bootstrap,
         seed=seed,
-        notes=(*_rounding_note(model), *notes),
+        notes=tuple(note for note in (model.precision_note, left_out) if note is not None),
     )
 
 
@@ -314,13 +314,13 @@ def _base_layers(
 
 def _with_signal(
     examples: Sequence[Example], policy: AttentionPolicy
-) -> tuple[list[Example], tuple[str, ...]]:
+) -> tuple[list[Example], str | None]:
     """The examples that can tell layers apart, and a note where some cannot."""
     if not examples:
         raise ExampleError("there are no examples to score on")
     used = [e for e in examples if policy.carries_signal(e.prompt_len, e.answer_len)]
     if len(used) == len(examples):
-        return used, ()
+        return used, None
     note = (
         f"{len(examples) - len(used)} of {len(examples)} examples carry no signal and were left"
         " out: they are too short for the window and the sinks to hide a key from them"
@@ -332,11 +332,4 @@ def _with_signal(
             " hides nothing from it; use longer prompts, or a smaller window"
         )
     warnings.warn(note, SwaWarning, stacklevel=3)
-    return used, (note,)
-
-
-def _rounding_note(model: Model) -> tuple[str, ...]:
-    rounded = sorted(model.checkpoint.dtypes - {"BF16"})
-    if model.dtype != "bfloat16" or not rounded:
-        return ()
-    return (f"weights stored as {', '.join(rounded)} were rounded to bfloat16, and lost mantissa",)
+    return used, note

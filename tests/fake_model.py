@@ -38,7 +38,7 @@ class FakeModel:
         self.selectable_layers = tuple(i for i in range(num_layers) if i not in native)
         self.name, self.fingerprint, self.dtype = "fake", "f" * 64, "bfloat16"
         self.engine = SimpleNamespace(tier="portable")
-        self.checkpoint = SimpleNamespace(dtypes=frozenset({"BF16"}))
+        self.precision_note: str | None = None
         self.sweeps: list[Example] = []
         self._seconds, self._nan_with = seconds, nan_with
 

@@ -9,7 +9,6 @@ import os
 import pickle
 import stat
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -195,12 +194,9 @@ def test_an_nll_that_is_not_finite_is_refused() -> None:
 
 def test_rounded_weights_are_noted() -> None:
     model = FakeModel()
-    model.checkpoint = SimpleNamespace(dtypes=frozenset({"BF16", "F16"}))
-    assert fake_scores(model).notes == (
-        "weights stored as F16 were rounded to bfloat16, and lost mantissa",
-    )
-    model.dtype = "float32"
     assert fake_scores(model).notes == ()
+    model.precision_note = "F32 rounded"
+    assert fake_scores(model).notes == ("F32 rounded",)
 
 
 # ---- files
