@@ -4,17 +4,18 @@ Prompts hold facts about keys, far from the end, and close with a question:
 
     <bos> w3 w17 k4 A6 w0 ... k4 B1 w9 ... k4 C0 ... (more than a window of filler) ... k4 ?
 
-Each fact is a key followed by a value of one attribute (A, B or C); the answer is the one token that
+A fact is a key followed by a value of one attribute (A, B or C). The answer is the one token that
 names the values of all attributes of the key in question, "A6.B1.C0", then <eos>.
 
-Layer 0 is local: it copies the key of the previous token (sharp high-frequency RoPE), so that values
-and the question mark know their key. Each *planted* layer answers one attribute: the question mark
-looks up the value with its key, by content, in RoPE pairs too slow to notice a distance. If the
-layer sees only its window it finds nothing and all values of that attribute stay equally likely.
-As the attributes are independent, a planted layer of n values is worth exactly ln n nats of the
-answer's first token, whatever the other layers do: the truth of restoring and of ablating alike. All
-other layers are worth nothing: they are local, or decoys that read the far values as the planted ones
-do and write them where the head does not look; so that layers cannot be told by how far they attend.
+Layer 0 is local: it copies the key of the previous token (a sharp sum of RoPE's fast cosines), so
+that values and the question mark know their key. Each *planted* layer answers for one attribute:
+the question mark looks up the value that has its key, by content, in RoPE pairs too slow to notice
+a distance. If the layer sees only its window it finds nothing, and all values of that attribute
+stay equally likely. As the attributes are independent, a planted layer of n values is worth exactly
+ln n nats of the answer's first token, whatever the other layers do: the truth of restoring and of
+ablating alike. All other layers are worth nothing: they are local, or decoys that read the far
+values as the planted ones do and write them where the head does not look, so that layers cannot be
+told by how far they attend.
 """
 
 from __future__ import annotations
