@@ -170,9 +170,7 @@ def score(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
     used = _examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration")
-    longest = max(example.prompt_len + example.answer_len for example in used)
-    memory = loaded.memory_required(longest, "sweep") / 2**20
-    _note(f"{len(used)} examples of up to {longest} tokens; needs {memory:,.0f} MiB of memory")
+    _announce(loaded, used, policy, direction, base_layers)
     try:
         scores = score_layers(
             loaded,
@@ -477,6 +475,7 @@ def _load(
         local_files_only=local_files_only,
         tokenizer=tokenizer,
         max_position_embeddings=max_position_embeddings,
+        progress=True,
     )
 
 
@@ -516,6 +515,29 @@ def _budget(layers: int | None, fraction: float | None) -> Budget:
     if (layers is None) == (fraction is None):
         raise InputError("give one of --layers K and --fraction F")
     return Budget(full_attention_layers=layers, fraction=fraction)
+
+
+def _announce(
+    model: Model,
+    examples: Sequence[Example],
+    policy: AttentionPolicy,
+    direction: Literal["restore", "ablate"],
+    base: Sequence[int] | None,
+) -> None:
+    """Say what a sweep will take, before it starts."""
+    from swa.layer_scores import scored_layers
+
+    selectable = model.selectable_layers
+    full = base if base is not None else selectable if direction == "ablate" else ()
+    flips = len(scored_layers(direction, full, selectable))
+    # The runs share all below the layer they flip: half a pass each, and base, all full, none full.
+    passes = len(examples) * (flips / 2 + 3)
+    longest = max(example.prompt_len + example.answer_len for example in examples)
+    memory = model.memory_required(longest, "sweep", policy) / 2**20
+    _note(
+        f"{len(examples)} examples of up to {longest} tokens, {flips} layers: the work of about"
+        f" {passes:.0f} forward passes, {memory:,.0f} MiB of memory"
+    )
 
 
 def _examples(

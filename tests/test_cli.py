@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import tiny_checkpoint
 
 import swa
 from swa.cli import main
@@ -24,8 +23,8 @@ RUN = ["--dtype", "float32", "--threads", "1"]
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_checkpoint(tmp_path_factory.mktemp("tiny"), max_position_embeddings=4096))
+def checkpoint(tiny) -> str:
+    return str(tiny(tokenizer=True, chat_template=True, max_position_embeddings=4096))
 
 
 @pytest.fixture(scope="session")

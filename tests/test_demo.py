@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tiny import tiny_checkpoint
 
 import swa
 from swa import demo
@@ -46,11 +45,14 @@ def offline(tmp_path: Path, wheels: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> demo.Demo:
-    folder = tiny_checkpoint(
-        tmp_path_factory.mktemp("tiny"), num_hidden_layers=6, max_position_embeddings=2048
-    )
-    model = swa.load(str(folder), dtype="float32", num_threads=1)
+def checkpoint(tiny) -> str:
+    settings = {"num_hidden_layers": 6, "max_position_embeddings": 2048}
+    return str(tiny(tokenizer=True, chat_template=True, **settings))
+
+
+@pytest.fixture(scope="module")
+def result(checkpoint: str) -> demo.Demo:
+    model = swa.load(checkpoint, dtype="float32", num_threads=1)
     return demo.run(model, SETTINGS, progress=False)
 
 
@@ -211,10 +213,9 @@ def test_table_report_and_json_tell_the_same(result):
     assert data["layers"] == list(result.selection.layers)
 
 
-def test_the_command_on_another_model(tmp_path, monkeypatch, capsys):
+def test_the_command_on_another_model(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    folder = tiny_checkpoint(tmp_path / "tiny", max_position_embeddings=2048)
-    run = ["demo", "--model", str(folder), "--prompt-tokens", "900", "--sliding-window", "64"]
+    run = ["demo", "--model", checkpoint, "--prompt-tokens", "900", "--sliding-window", "64"]
     run += ["--dtype", "float32", "--threads", "1"]
     assert main(run) == 0
     out, err = capsys.readouterr()
@@ -223,7 +224,7 @@ def test_the_command_on_another_model(tmp_path, monkeypatch, capsys):
     assert "generated:" in out
     assert "[3/3]" in err
     page = (tmp_path / "report.html").read_text()
-    assert f"swa demo --model {folder}" in page
+    assert f"swa demo --model {checkpoint}" in page
     assert main([*run, "--json", "--out", "again.html"]) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["settings"]["sliding_window"] == 64
@@ -243,15 +244,14 @@ def test_smollm2_selected_layers_beat_every_periodic_choice(tmp_path, monkeypatc
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
-def test_the_quickstart_runs(tmp_path):
-    folder = tiny_checkpoint(tmp_path / "tiny", max_position_embeddings=2048)
+def test_the_quickstart_runs(checkpoint, tmp_path):
     script = Path(__file__).parents[1] / "examples" / "quickstart.py"
-    command = [sys.executable, str(script), str(folder)]
+    command = [sys.executable, str(script), checkpoint]
     process = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert process.returncode == 0, process.stderr
-    assert "Selection: full attention in 1 of 4 layers" in process.stdout
+    assert "Selection: full attention in 2 of 6 layers" in process.stdout
     scores = swa.LayerScores.load(tmp_path / "scores.json")
     assert scores.tasks == ("num", "num4", "words", "copy")
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import tiny_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from swa.examples import Example
-from tiny import tiny_checkpoint
 
 import swa
 from swa.evaluation import Evaluation, evaluate
@@ -20,9 +20,8 @@ POLICY = swa.AttentionPolicy(sliding_window=8, num_sink_tokens=2)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> swa.Model:
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
-    return swa.load(str(folder), dtype="float32", num_threads=1)
+def model(tiny) -> swa.Model:
+    return swa.load(tiny(), dtype="float32", num_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_weights_that_are_not_numbers_are_reported(tmp_path: Path, examples):
     tensors["model.norm.weight"] = np.full_like(tensors["model.norm.weight"], np.nan)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(swa.errors.ScoresError, match="example 0 is nan"):
-        evaluate(swa.load(str(folder), dtype="float32", num_threads=1), examples)
+        evaluate(swa.load(folder, dtype="float32", num_threads=1), examples)
 
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
