@@ -10,6 +10,14 @@ import pytest
 from builders import tiny_checkpoint
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `tier` runs on every instruction set that this machine has."""
+    if "tier" in metafunc.fixturenames:
+        from engines import TIERS  # not above: tests without the engine need not load it
+
+        metafunc.parametrize("tier", TIERS)
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny(family, **settings)`: folder of that `builders.tiny_checkpoint`, written once."""
