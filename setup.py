@@ -45,7 +45,7 @@ class BuildTiers(build_ext):
             flags.append("-fopenmp")
             link_flags.append("-fopenmp")
 
-        tiers = {tier: only for tier, only in TIERS.items() if self.accepts(only, *map(macro, only))}
+        tiers = {name: own for name, own in TIERS.items() if self.accepts(own, *map(macro, own))}
         macros = [(f"SWA_HAVE_{tier.upper()}", "1") for tier in tiers]
         macros.append(("SWA_VERSION", f'"{self.distribution.get_version()}"'))
         macros.append(("SWA_BUILD_FLAGS", f'"{" ".join(flags)}"'))

@@ -9,15 +9,17 @@ static int check_shape(PyArrayObject *array, const char *name, int n_dimensions,
     }
     for (int i = 0; i < n_dimensions; i++) {
         const int64_t length = PyArray_DIM(array, i);
-        if (shape[i] == SWA_ANY && length == 0) {
-            PyErr_Format(PyExc_ValueError, "dimension %d of %s is empty", i, name);
-            return -1;
-        }
-        if (shape[i] != SWA_ANY && length != shape[i]) {
-            PyErr_Format(PyExc_ValueError, "dimension %d of %s has length %lld; it must be %lld", i, name,
-                         (long long)length, (long long)shape[i]);
-            return -1;
-        }
+        char axis[16] = "";
+        if (n_dimensions > 1)
+            PyOS_snprintf(axis, sizeof axis, "axis %d of ", i);
+        if (shape[i] == SWA_ANY && length == 0)
+            PyErr_Format(PyExc_ValueError, "%s%s is empty", axis, name);
+        else if (shape[i] != SWA_ANY && length != shape[i])
+            PyErr_Format(PyExc_ValueError, "%s%s has length %lld; it must have %lld", axis, name, (long long)length,
+                         (long long)shape[i]);
+        else
+            continue;
+        return -1;
     }
     return 0;
 }
@@ -27,7 +29,7 @@ PyArrayObject *swa_array_copy(PyObject *object, const char *name, int typenum, i
     PyArray_Descr *wanted = PyArray_DescrFromType(typenum);
     if (!wanted)
         return NULL;
-    if (!PyArray_Check(object) || !PyArray_EquivTypes(PyArray_DESCR((PyArrayObject *)object), wanted)) {
+    if (!PyArray_Check(object) || !PyArray_EquivTypenums(PyArray_TYPE((PyArrayObject *)object), typenum)) {
         PyObject *found = PyArray_Check(object) ? (PyObject *)PyArray_DESCR((PyArrayObject *)object)
                                                 : (PyObject *)Py_TYPE(object);
         PyErr_Format(PyExc_TypeError, "%s must be a NumPy array of %S, not %S", name, wanted, found);
