@@ -1,4 +1,4 @@
-"""Attention of every tier against the float64 oracle: all edges of windows, sinks and exempt rows."""
+"""Attention of every tier against the float64 oracle: windows, sinks, exempt rows at all edges."""
 
 from __future__ import annotations
 
