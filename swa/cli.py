@@ -129,7 +129,7 @@ def score(
         str | None, typer.Option(metavar="I,J,...", help="Layers that are full in the base run.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Scores file.")] = Path("scores.json"),
-    force: Annotated[bool, typer.Option("--force", help="Replace it, and start anew.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an older one.")] = False,
     journal: Annotated[
         Path | None,
         typer.Option(
@@ -161,11 +161,12 @@ def score(
         raise InputError(f"{out} exists: --force replaces it, --out names another file")
     kept = journal or out.with_name(out.name + ".journal")
     if kept.exists() and not resume:
-        if not force:
-            raise InputError(
-                f"{kept} is the journal of an unfinished run: --resume goes on, --force starts anew"
-            )
-        kept.unlink()
+        raise InputError(
+            f"{kept} is there from another run: --resume goes on; delete it to start anew"
+        )
+    for path in (out, kept):
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: its directory does not exist")
     loaded = _load(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
@@ -219,7 +220,8 @@ def select(
     from swa.layer_scores import LayerScores
     from swa.selection import select as choose
 
-    selection = choose(LayerScores.load(scores), _budget(layers, fraction))
+    budget = _budget(layers, fraction)
+    selection = choose(LayerScores.load(scores), budget)
     selection.save(out)
     if as_json:
         _print_json({"layers": list(selection.layers), "policy": selection.policy.to_dict()})
