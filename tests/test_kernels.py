@@ -100,7 +100,9 @@ def test_silu_mul_range(tier: str) -> None:
     gate = np.concatenate([np.linspace(-80, 80, 40001), [0.0, -0.0, 1e-30, 3e38]])
     gate = gate.astype(np.float32)
     actual = _core.silu_mul(gate, np.ones_like(gate), tier=tier)
-    np.testing.assert_allclose(actual, silu(gate.astype(np.float64)), rtol=2e-6, atol=1e-30)
+    expected = silu(gate.astype(np.float64))
+    rounding = 1e-6 + 1e-7 * np.minimum(abs(gate), 100)  # float32 exponents of large arguments
+    assert (abs(actual - expected) <= rounding * abs(expected) + 1e-30).all()
     wild = np.array([np.nan, np.inf, -1e30], np.float32)
     actual = _core.silu_mul(wild, np.ones_like(wild), tier=tier)
     assert np.isnan(actual[0]) and actual[1] == np.inf and abs(actual[2]) < 1e-6
