@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import threading
 import time
@@ -94,7 +95,7 @@ class TestMemory:
             from pathlib import Path
             from engines import open_engine
             from reference import Rows
-            kind, n = sys.argv[2], 30_000
+            kind, n = sys.argv[2], 100_000
             engine = open_engine(Path(sys.argv[1]), dtype=sys.argv[3], num_threads=2)
             ids = np.random.default_rng(0).integers(0, 258, n).astype(np.int32)
             def run(n):
@@ -115,8 +116,7 @@ class TestMemory:
         """
         peak, told = map(int, run_python(code, folder, kind, dtype).split())
         assert peak <= told + (8 << 20)
-        assert told <= 1.5 * peak + (8 << 20)
-        assert told < 30_000 * 16_000
+        assert told <= 1.5 * peak + (32 << 20)  # what loading took and gave back hides some
 
     def test_lack_of_memory_is_an_error(self, folder: Path) -> None:
         """MemoryError, in every kind of call; afterwards the engine works as before."""
@@ -148,6 +148,64 @@ class TestMemory:
             assert (engine.nll(few, 40, *policy(50))[0] == expected).all()
         """
         assert run_python(code, folder).split() == ["MemoryError"] * 4
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD")
+    @pytest.mark.parametrize("kind", ["load", "nll", "sweep", "logits", "start", "attention"])
+    def test_every_failing_allocation(self, folder: Path, tmp_path: Path, kind: str) -> None:
+        """The k-th allocation of a call fails, for every k: MemoryError, and no harm done."""
+        source, library = tmp_path / "failing.c", tmp_path / "failing.so"
+        source.write_text(
+            """
+            #include <stdlib.h>
+            int allocations_left = -1; /* -1: all succeed */
+            void *aligned_alloc(size_t alignment, size_t size)
+            {
+                void *memory;
+                if (allocations_left == 0)
+                    return NULL;
+                if (allocations_left > 0)
+                    allocations_left--;
+                return posix_memalign(&memory, alignment, size) ? NULL : memory;
+            }
+            """
+        )
+        compiler = (sysconfig.get_config_var("CC") or "cc").split()
+        subprocess.run([*compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+        code = """
+            import ctypes, sys
+            from pathlib import Path
+            import numpy as np
+            from engines import nll, open_engine
+            from reference import Rows
+            from swa import _core
+            left = ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[2]), "allocations_left")
+            folder, kind = Path(sys.argv[1]), sys.argv[3]
+            engine, ids = open_engine(folder, num_threads=2), np.arange(200, dtype=np.int32)
+            rows = Rows.of(4, [], 190, 200, window=8)
+            zeros, x = np.zeros((2, 4), np.int64), np.ones((100, 2, 16), np.float32)
+            call = {
+                "load": lambda: open_engine(folder),
+                "nll": lambda: engine.nll(ids, 190, *rows.arrays),
+                "sweep": lambda: engine.sweep(ids, 190, *rows.arrays, zeros[0]),
+                "logits": lambda: engine.logits(ids, *rows.arrays),
+                "start": lambda: engine.start(ids, *rows.arrays, *zeros, 300),
+                "attention": lambda: _core.attention(x, x, x, 9, 1, 100),
+            }[kind]
+            expected = nll(engine, list(ids), 190, rows)[0]
+            for failures in range(1000):
+                left.value = failures
+                try:
+                    call()
+                except MemoryError:
+                    continue
+                finally:
+                    left.value = -1
+                break
+            assert np.array_equal(nll(engine, list(ids), 190, rows)[0], expected)
+            print(failures)
+        """
+        failures = int(run_python(code, folder, library, kind, LD_PRELOAD=str(library)))
+        assert 1 <= failures < 999
 
     def test_calls_leave_nothing_behind(self, engine: _core.Engine) -> None:
         ids, policy = tokens(2000), rows(2000).arrays
@@ -468,7 +526,7 @@ class TestLoading:
             (("q_proj", 0, 1, "F32", bytes(64 * 4)), "q_proj"),  # not the next row
             (("q_proj", 0, 0, "F32", bytes(65 * 64 * 4)), "q_proj"),  # too many rows
             (("q_proj", 4, 0, "F32", bytes(64 * 4)), "layer"),
-            (("q_proj", -1, 0, "F32", bytes(64 * 4)), "layer"),
+            (("q_proj", -1, 0, "F32", bytes(64 * 4)), "q_proj"),  # not outside the layers
             (("embed_tokens", 0, 0, "F32", bytes(64 * 4)), "layer"),
             (("norm", -1, 0, "F32", bytes(63 * 4)), "norm"),
             (("wq", 0, 0, "F32", bytes(64 * 4)), "wq"),
