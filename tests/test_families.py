@@ -23,7 +23,16 @@ ROWS = Rows((0, 13, 7, 20), (0, 3, 2, 0), (0, PROMPT_LEN, PROMPT_LEN - 5, N_TOKE
 VARIANTS: tuple[dict[str, Any], ...] = (
     {"tied": True, "dtype": "BF16"},
     {"num_key_value_heads": 1, "dtype": "F16", "spelling": "v4"},
-    {"attention_bias": True, "mlp_bias": True, "shards": 3, "num_key_value_heads": 4},
+    {  # wider than the blocks in which products are taken
+        "attention_bias": True,
+        "mlp_bias": True,
+        "shards": 3,
+        "hidden_size": 400,
+        "intermediate_size": 1030,
+        "num_attention_heads": 10,
+        "num_key_value_heads": 5,
+        "head_dim": 64,
+    },
     {
         "hidden_size": 90,
         "intermediate_size": 77,

@@ -137,6 +137,7 @@ def sweep_cases() -> dict[str, tuple[int, int, Rows, list[int]]]:
             [0] * L,
         ),
         "a long answer": (20, 190, rows(20, 210), [0] * L),
+        "many chunks": (850, 12, rows(850, 862, window=100, sinks=29, tail=5), [0] * L),
         "one run": (130, 4, rows(130, 134), [NO_FLIP, NO_FLIP, 0, NO_FLIP, NO_FLIP]),
         "no run": (130, 4, rows(130, 134), [NO_FLIP] * L),
     }
@@ -164,7 +165,7 @@ class TestBitwise:
             assert np.array_equal(result.run_nll[layer], run_nll), layer
             assert np.array_equal(result.run_greedy[layer], run_greedy), layer
 
-    @pytest.mark.parametrize("name", ["restore", "restore, windowed decode", "ablate"])
+    @pytest.mark.parametrize("name", ["restore, windowed decode", "ablate", "many chunks"])
     def test_threads(self, tiny: Callable[..., Path], tier: str, dtype: str, name: str) -> None:
         prompt_len, answer_len, rows, flips = sweep_cases()[name]
         engine = open_engine(tiny("llama", num_hidden_layers=L), dtype=dtype, tier=tier)
@@ -177,6 +178,18 @@ class TestBitwise:
             for mine, theirs in zip(result, expected, strict=True):
                 assert np.array_equal(mine, theirs, equal_nan=mine.dtype.kind == "f")
             assert np.array_equal(nll(engine, ids, prompt_len, rows)[0], alone[0])
+
+    def test_wide_layers(self, tiny: Callable[..., Path], tier: str, dtype: str) -> None:
+        prompt_len, answer_len, rows, flips = sweep_cases()["restore"]
+        wide = {"hidden_size": 400, "intermediate_size": 1030, "head_dim": 80}
+        engine = open_engine(tiny("llama", num_hidden_layers=L, **wide), dtype=dtype, tier=tier)
+        ids = tokens(prompt_len + answer_len)
+        engine.num_threads = 3
+        result = sweep(engine, ids, prompt_len, rows, flips)
+        engine.num_threads = 1
+        for layer in range(L):
+            alone = nll(engine, ids, prompt_len, rows.flipped(layer, 0))[0]
+            assert np.array_equal(result.run_nll[layer], alone), layer
 
     def test_logits_and_nll_agree(self, tiny: Callable[..., Path], tier: str, dtype: str) -> None:
         prompt_len, answer_len, rows, _ = sweep_cases()["restore"]
