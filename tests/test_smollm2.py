@@ -130,7 +130,7 @@ def test_scores_and_noise_floor(
     assert golden.noise_floor / 3 < floor < 3 * golden.noise_floor
     assert_scores_match(scores, SCORES, tolerance=0.2)  # float32 is far more exact
     assert_scores_match(rounded, SCORES)
-    assert np.std(np.array(scores.delta, float)) > 10 * floor
+    assert np.std(np.array(scores.delta, float)) > 4 * floor  # signal
 
 
 def test_selection(scores: swa.LayerScores) -> None:
