@@ -1,0 +1,232 @@
+"""The synthetic tasks: what each hides, what it asks, and prompts of an exact length around it."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from swa.errors import ExampleError
+from swa.haystack import Haystack, Split
+from swa.tokenizer import Tokenizer
+
+CUE_TOKENS, COPY_TOKENS = 24, 32
+"""Of the task "copy": what of the passage is given, and what is asked for."""
+DEPTH = (0.05, 0.7)
+"""Where needles lie, as fractions of the text: the end is left out, since a window sees it."""
+
+_INTRODUCTION = "Read the following text carefully. At its end you will be asked about it."
+_COPY_QUESTION = "Continue the passage of the text above that begins as follows, word for word."
+
+# Every split has its own half of each list (by turns), hence no needle in common.
+_ADJECTIVES = """
+amber ancient bitter bright broken bronze calm clever copper coral crimson crooked curious distant
+dusty early eager empty faded fierce frozen gentle gilded golden grand hidden hollow humble idle
+jagged jolly keen lively lonely lucky marble mellow misty modest narrow noble pale patient plain
+polished proud quiet rapid restless rusty scarlet silent silver simple sleepy smooth solemn
+spotted steady sturdy subtle sunny tidy velvet wandering weary wild winding wooden
+"""
+_NOUNS = """
+anchor arch bakery balcony barn basket beacon bell bridge canal candle canyon castle cavern chapel
+clock compass cottage desert drum falcon farm feather ferry forest fountain garden gate glacier
+harbor hammer hill island kettle kitchen ladder lantern library lighthouse market meadow mill mirror
+monument mountain museum orchard palace parade pasture pepper pillow planet pond prairie
+quarry railway ribbon river sailor school shadow shelter spring stable station studio summit temple
+theater tower trumpet tunnel valley village violin wagon walnut whistle window
+"""
+
+T = TypeVar("T")
+
+
+class Draw:
+    """Random choices that a text decides, the same on every platform and version of Python."""
+
+    def __init__(self, seed: str) -> None:
+        # Of `random`, only random() after seeding is promised not to change between versions.
+        self._random = random.Random(seed).random
+
+    def fraction(self) -> float:
+        """Uniform in [0, 1)."""
+        return self._random()
+
+    def below(self, n: int) -> int:
+        """Uniform in 0, ..., n - 1."""
+        return int(self._random() * n)
+
+    def sample(self, items: Sequence[T], k: int) -> list[T]:
+        """`k` different ones, in random order."""
+        pool = list(items)
+        return [pool.pop(self.below(len(pool))) for _ in range(k)]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Sentences to hide, and how the hidden answer is asked for."""
+
+    needles: tuple[str, ...]
+    """In the order of the text. None of them: a passage of the text itself is asked for."""
+    question: str
+    lead: str = ""
+    """Begins the reply and belongs to the prompt, so that the answer is all that is open."""
+    answer: str = ""
+
+
+def _numbers(draw: Draw, split: Split, n_needles: int) -> Retrieval:
+    """`n_needles` numbers, one of which is asked for."""
+    keys = _keys(draw, split, n_needles)
+    values = [str(1_000_000 + draw.below(9_000_000)) for _ in keys]
+    asked = draw.below(n_needles)
+    return Retrieval(
+        tuple(
+            f"One of the special magic numbers for {key} is: {value}."
+            for key, value in zip(keys, values, strict=True)
+        ),
+        f"What is the special magic number for {keys[asked]} mentioned in the text above?",
+        f"The special magic number for {keys[asked]} mentioned in the text is:",
+        f" {values[asked]}",
+    )
+
+
+def _password(draw: Draw, split: Split) -> Retrieval:
+    """Three words."""
+    (key,) = _keys(draw, split, 1)
+    value = " ".join(draw.sample([*_own(_ADJECTIVES, split), *_own(_NOUNS, split)], 3))
+    return Retrieval(
+        (f"The secret password for {key} is: {value}.",),
+        f"What is the secret password for {key} mentioned in the text above?",
+        f"The secret password for {key} mentioned in the text is:",
+        f" {value}",
+    )
+
+
+TASKS: dict[str, Callable[[Draw, Split], Retrieval]] = {
+    "num": lambda draw, split: _numbers(draw, split, 1),
+    "num4": lambda draw, split: _numbers(draw, split, 4),
+    "words": _password,
+    "copy": lambda draw, split: Retrieval((), _COPY_QUESTION),
+}
+
+
+def build(
+    task: str,
+    tokenizer: Tokenizer,
+    haystack: Haystack,
+    prompt_tokens: int,
+    split: Split,
+    chat: bool,
+    draw: Draw,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of a prompt and of its answer.
+
+    The prompt is an introduction, a piece of the haystack with the needles between its sentences,
+    a question, and the beginning of the reply. The piece starts with a sentence and ends where the
+    tokens do, within a word if need be.
+
+    Args:
+        task: of TASKS.
+        tokenizer: the model's.
+        haystack: words to take a piece from.
+        prompt_tokens: length of the prompt, met exactly or, failing that, as nearly as can be.
+        split: whose words the needles use.
+        chat: put the question into the user's turn of the chat template.
+        draw: decides all the rest.
+
+    Raises:
+        ExampleError: an unknown task; too few tokens for it.
+    """
+    if task not in TASKS:
+        raise ExampleError(f"there is no task {task!r}: choose from {', '.join(TASKS)}")
+    hidden = TASKS[task](draw, split)
+    first = draw.below(len(haystack.sentence_starts))
+    passage = haystack.passage(first, max(prompt_tokens, 1))
+    n_depths = max(len(hidden.needles), 1)
+    low, high = DEPTH
+    # One in each of as many equal parts, so that needles do not crowd.
+    depths = [low + (high - low) * (i + draw.fraction()) / n_depths for i in range(n_depths)]
+
+    def encode(n_words: int, n_characters: int = 0) -> list[int]:
+        """The prompt up to the reply, with so many words and characters of the passage."""
+        pieces = [*passage.words[:n_words], passage.words[n_words][:n_characters]]
+        for i in reversed(range(len(hidden.needles))):  # from the end: places stay where they are
+            pieces.insert(_place(passage, n_words, depths[i]), f" {hidden.needles[i]}")
+        text = f"{_INTRODUCTION}\n\n{''.join(pieces).lstrip()}\n\n{hidden.question}"
+        return tokenizer.encode_prompt([{"role": "user", "content": text}] if chat else f"{text}\n")
+
+    def fill(n_lead: int) -> tuple[list[int], int]:
+        found = _fill(encode, passage.words, prompt_tokens - n_lead)
+        if found is None:
+            raise ExampleError(
+                f"prompt_tokens is {prompt_tokens}: task {task!r} needs at least"
+                f" {len(encode(1)) + n_lead} with this tokenizer"
+            )
+        return found
+
+    if hidden.needles:
+        lead, answer = _split_reply(tokenizer, hidden)
+        prompt, _ = fill(len(lead))
+    else:
+        prompt, n_words = fill(CUE_TOKENS)
+        lead, answer = _recall(tokenizer, passage, n_words, depths[0])
+    return (*prompt, *lead), tuple(answer)
+
+
+def _fill(
+    encode: Callable[[int, int], list[int]], words: Sequence[str], budget: int
+) -> tuple[list[int], int] | None:
+    """The longest encoding of at most `budget` tokens, and its whole words; None: none fits."""
+    n_words = bisect_right(range(len(words)), budget, key=lambda n: len(encode(n, 0))) - 1
+    if n_words < 1:
+        return None
+    best = encode(n_words, 0), n_words
+    # A word more is too much: end within a word, the next one or, if that fails, one before it.
+    for n in range(n_words, max(n_words - 8, 0), -1):
+        for n_characters in range(1, len(words[n])):
+            if len(best[0]) == budget:
+                return best
+            ids = encode(n, n_characters)
+            if len(best[0]) < len(ids) <= budget:
+                best = ids, n
+    return best
+
+
+def _split_reply(tokenizer: Tokenizer, hidden: Retrieval) -> tuple[list[int], list[int]]:
+    """Tokens of lead and answer, as the tokenizer parts the whole reply where it can."""
+    lead, whole = tokenizer.encode(hidden.lead), tokenizer.encode(hidden.lead + hidden.answer)
+    if whole[: len(lead)] == lead:
+        return lead, whole[len(lead) :]
+    return lead, tokenizer.encode_answer(hidden.answer)
+
+
+def _recall(
+    tokenizer: Tokenizer, passage: Haystack, n_words: int, depth: float
+) -> tuple[list[int], list[int]]:
+    """Cue and continuation: the tokens from a sentence's start on, at the depth or before it."""
+    place = _place(passage, n_words, depth)
+    needed = CUE_TOKENS + COPY_TOKENS
+    ids = tokenizer.encode("".join(passage.words[place : min(place + needed, n_words)]).strip())
+    if len(ids) < needed:
+        raise ExampleError(
+            f"the text of {n_words} words is too short to recall {needed} tokens of it: raise"
+            " prompt_tokens"
+        )
+    return ids[:CUE_TOKENS], ids[CUE_TOKENS:needed]
+
+
+def _place(passage: Haystack, n_words: int, depth: float) -> int:
+    """Index of the word that starts a sentence, at the depth or before it."""
+    return passage.sentence_starts[bisect_right(passage.sentence_starts, depth * n_words) - 1]
+
+
+def _keys(draw: Draw, split: Split, n: int) -> list[str]:
+    """`n` names such as "amber-anchor", no two alike."""
+    adjectives, nouns = _own(_ADJECTIVES, split), _own(_NOUNS, split)
+    return [
+        f"{adjective}-{noun}"
+        for adjective, noun in zip(draw.sample(adjectives, n), draw.sample(nouns, n), strict=True)
+    ]
+
+
+def _own(words: str, split: Split) -> list[str]:
+    return words.split()[("calibration", "heldout").index(split) :: 2]
