@@ -94,10 +94,10 @@ def _password(draw: Draw, split: Split) -> Retrieval:
     (key,) = _keys(draw, split, 1)
     value = " ".join(draw.sample([*_own(_ADJECTIVES, split), *_own(_NOUNS, split)], 3))
     return Retrieval(
-        (f"The secret password for {key} is: {value}.",),
+        (f'The secret password for {key} is "{value}".',),
         f"What is the secret password for {key} mentioned in the text above?",
-        f"The secret password for {key} mentioned in the text is:",
-        f" {value}",
+        f'The secret password for {key} mentioned in the text is "',
+        value,
     )
 
 
