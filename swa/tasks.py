@@ -148,7 +148,9 @@ def build(
 
     def encode(n_words: int, n_characters: int = 0) -> list[int]:
         """The prompt up to the reply, with so many words and characters of the passage."""
-        pieces = [*passage.words[:n_words], passage.words[n_words][:n_characters]]
+        # A paragraph break would cost several tokens at once: what is cut goes without.
+        rest = " ".join(word.strip() for word in passage.words[n_words : n_words + n_characters])
+        pieces = [*passage.words[:n_words], f" {rest}"[:n_characters]]
         for i in reversed(range(len(hidden.needles))):  # from the end: places stay where they are
             pieces.insert(_place(passage, n_words, depths[i]), f" {hidden.needles[i]}")
         text = f"{_INTRODUCTION}\n\n{''.join(pieces).lstrip()}\n\n{hidden.question}"
@@ -180,9 +182,9 @@ def _fill(
     if n_words < 1:
         return None
     best = encode(n_words, 0), n_words
-    # A word more is too much: end within a word, the next one or, if that fails, one before it.
-    for n in range(n_words, max(n_words - 8, 0), -1):
-        for n_characters in range(1, len(words[n])):
+    # A word more is too much: go on by characters, if need be from a few words before.
+    for n in range(n_words, max(n_words - 4, 0), -1):
+        for n_characters in range(1, 24):
             if len(best[0]) == budget:
                 return best
             ids = encode(n, n_characters)
@@ -203,15 +205,17 @@ def _recall(
     tokenizer: Tokenizer, passage: Haystack, n_words: int, depth: float
 ) -> tuple[list[int], list[int]]:
     """Cue and continuation: the tokens from a sentence's start on, at the depth or before it."""
-    place = _place(passage, n_words, depth)
     needed = CUE_TOKENS + COPY_TOKENS
-    ids = tokenizer.encode("".join(passage.words[place : min(place + needed, n_words)]).strip())
-    if len(ids) < needed:
-        raise ExampleError(
-            f"the text of {n_words} words is too short to recall {needed} tokens of it: raise"
-            " prompt_tokens"
-        )
-    return ids[:CUE_TOKENS], ids[CUE_TOKENS:needed]
+    last = _place(passage, n_words, depth)
+    for place in reversed(passage.sentence_starts[: passage.sentence_starts.index(last) + 1]):
+        recalled = "".join(passage.words[place : min(place + needed, n_words)])
+        ids = tokenizer.encode(recalled.strip())
+        if len(ids) >= needed:
+            return ids[:CUE_TOKENS], ids[CUE_TOKENS:needed]
+    raise ExampleError(
+        f"a text of {n_words} words is too short to recall {needed} tokens of it: raise"
+        " prompt_tokens"
+    )
 
 
 def _place(passage: Haystack, n_words: int, depth: float) -> int:
