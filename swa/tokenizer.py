@@ -109,22 +109,23 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises nothing more specific
             raise TokenizerError(f"{file}: not a tokenizer: {error}") from error
-        config = _read_object(folder / "tokenizer_config.json")
-        special = _special_tokens(
-            _read_object(folder / "special_tokens_map.json"), "special_tokens_map.json"
-        ) | _special_tokens(config, "tokenizer_config.json")
-        _add_missing_tokens(backend, config, folder)
+        map_file, config_file = folder / "special_tokens_map.json", folder / "tokenizer_config.json"
+        config = _read_object(config_file)
+        special = _special_tokens(_read_object(map_file), map_file)
+        special |= _special_tokens(config, config_file)
+        _add_missing_tokens(backend, config, config_file)
+        chat_template = _chat_template(folder, config)
         try:
             tokenizer = cls(
                 backend,
                 bos_token=special.pop("bos_token", None),
                 eos_token=special.pop("eos_token", None),
-                chat_template=_chat_template(folder, config),
+                chat_template=chat_template,
                 add_bos_token=config.get("add_bos_token") is True,
                 special_tokens={name: token for name, token in special.items() if token},
             )
         except TokenizerError as error:
-            raise TokenizerError(f"{folder}: {error}") from None
+            raise TokenizerError(f"{config_file}: {error}") from None
         beside = {name: folder / name for name in _FILES if (folder / name).is_file()}
         tokenizer._files = beside | {"tokenizer.json": file}
         return tokenizer
@@ -149,11 +150,14 @@ class Tokenizer:
 
         Raises:
             InputError: the text is no valid Unicode.
+            TokenizerError: it has no token for something in the text, not even an unknown one.
         """
         try:
             encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
         except (UnicodeEncodeError, TypeError) as error:
-            raise InputError(f"this cannot be encoded: {error}") from error
+            raise InputError("what is encoded must be a string of valid Unicode") from error
+        except Exception as error:  # the library raises nothing more specific
+            raise TokenizerError(f"the tokenizer fails on this text: {error}") from error
         if not add_special_tokens:
             return encoding.ids
         added = encoding.special_tokens_mask
@@ -319,7 +323,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _special_tokens(settings: Mapping[str, Any], file: str) -> dict[str, str | None]:
+def _special_tokens(settings: Mapping[str, Any], file: Path) -> dict[str, str | None]:
     """Every `*_token` that is text, or an object with the text as its `content`, or null."""
     tokens: dict[str, str | None] = {}
     for name, value in settings.items():
@@ -333,10 +337,9 @@ def _special_tokens(settings: Mapping[str, Any], file: str) -> dict[str, str | N
 
 
 def _add_missing_tokens(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], folder: Path
+    backend: tokenizers.Tokenizer, config: Mapping[str, Any], file: Path
 ) -> None:
     """Add the tokens that only `added_tokens_decoder` knows, at the ids it gives."""
-    file = folder / "tokenizer_config.json"
     try:
         declared = {
             int(token_id): tokenizers.AddedToken(

@@ -1,0 +1,270 @@
+/* Streaming-softmax attention over packed key tiles: full and windowed rows visit the same tiles, aligned to absolute
+ * positions, and every decision is taken per row; so a row's bits depend on its query and its visible keys alone. */
+#include "attention.h"
+
+#include <math.h>
+
+/* ---- keys and values ---------------------------------------------------------------------------------------- */
+
+swa_kv_t swa_kv_layout(const swa_kernels_t *kernels, bool bf16, int64_t n_kv_heads, int64_t head_dim,
+                       int64_t n_tokens)
+{
+    size_t element = bf16 ? sizeof(uint16_t) : sizeof(float);
+    swa_kv_t kv = {.kernels = kernels, .bf16 = bf16, .n_kv_heads = n_kv_heads, .head_dim = head_dim};
+    kv.value_columns = swa_round_up(head_dim, kernels->panel);
+    kv.slots = (n_tokens + SWA_TILE - 1) / SWA_TILE;
+    kv.key_tile_bytes = (size_t)(SWA_TILE * head_dim) * element;
+    kv.value_tile_bytes = (size_t)(SWA_TILE * kv.value_columns) * element;
+    return kv;
+}
+
+static size_t tile_count(const swa_kv_t *kv)
+{
+    return (size_t)(kv->n_kv_heads * kv->slots);
+}
+
+size_t swa_kv_bytes(const swa_kv_t *kv)
+{
+    return tile_count(kv) * (kv->key_tile_bytes + kv->value_tile_bytes) + (tile_count(kv) + 63) / 64 * 64;
+}
+
+void swa_kv_place(swa_kv_t *kv, unsigned char *memory)
+{
+    kv->keys = memory;
+    kv->values = kv->keys + tile_count(kv) * kv->key_tile_bytes;
+    kv->not_finite = kv->values + tile_count(kv) * kv->value_tile_bytes;
+}
+
+/* Index of a head's tile among all tiles. */
+static int64_t tile_index(const swa_kv_t *kv, int64_t kv_head, int64_t tile)
+{
+    int64_t slot = tile;
+    if (kv->ring_tiles && tile >= kv->first_tiles)
+        slot = kv->first_tiles + (tile - kv->first_tiles) % kv->ring_tiles;
+    return kv_head * kv->slots + slot;
+}
+
+void swa_kv_store_key(swa_kv_t *kv, int64_t position, int64_t kv_head, const float *key)
+{
+    const int64_t panel = kv->kernels->panel, d = kv->head_dim, at = position % SWA_TILE;
+    const int64_t base = at / panel * panel * d, lane = at % panel;
+    unsigned char *tile = kv->keys + (size_t)tile_index(kv, kv_head, position / SWA_TILE) * kv->key_tile_bytes;
+    if (kv->bf16) { /* [key panel][d / 2][key][2] */
+        uint16_t *out = (uint16_t *)tile + base + lane * 2;
+        for (int64_t i = 0; i < d; i++)
+            out[i / 2 * 2 * panel + i % 2] = swa_bf16_from_float(key[i]);
+    } else { /* [key panel][d][key] */
+        float *out = (float *)tile + base + lane;
+        for (int64_t i = 0; i < d; i++)
+            out[i * panel] = key[i];
+    }
+}
+
+void swa_kv_store_value(swa_kv_t *kv, int64_t position, int64_t kv_head, const float *value)
+{
+    const int64_t panel = kv->kernels->panel, at = position % SWA_TILE;
+    int64_t index = tile_index(kv, kv_head, position / SWA_TILE);
+    unsigned char *tile = kv->values + (size_t)index * kv->value_tile_bytes;
+    if (at == 0) { /* a tile begun anew: values of rows not yet written must multiply to zero */
+        memset(tile, 0, kv->value_tile_bytes);
+        kv->not_finite[index] = 0;
+    }
+    for (int64_t i = 0; i < kv->head_dim; i++) {
+        int64_t base = i / panel * panel * SWA_TILE;
+        if (kv->bf16) { /* [value panel][key / 2][value][2] */
+            uint16_t rounded = swa_bf16_from_float(value[i]);
+            ((uint16_t *)tile)[base + at / 2 * 2 * panel + i % panel * 2 + at % 2] = rounded;
+            kv->not_finite[index] |= (rounded & 0x7f80u) == 0x7f80u;
+        } else { /* [value panel][key][value] */
+            ((float *)tile)[base + at * panel + i % panel] = value[i];
+            kv->not_finite[index] |= !isfinite(value[i]);
+        }
+    }
+}
+
+void swa_kv_copy(swa_kv_t *to, const swa_kv_t *from, int64_t first, int64_t end)
+{
+    for (int64_t g = 0; g < to->n_kv_heads; g++)
+        for (int64_t tile = first; tile < end; tile++) {
+            int64_t target = tile_index(to, g, tile), source = tile_index(from, g, tile);
+            memcpy(to->keys + (size_t)target * to->key_tile_bytes, from->keys + (size_t)source * from->key_tile_bytes,
+                   to->key_tile_bytes);
+            memcpy(to->values + (size_t)target * to->value_tile_bytes,
+                   from->values + (size_t)source * from->value_tile_bytes, to->value_tile_bytes);
+            to->not_finite[target] = from->not_finite[source];
+        }
+}
+
+/* ---- scratch ------------------------------------------------------------------------------------------------ */
+
+enum { SCORE_BYTES = SWA_QUERY_BLOCK * SWA_TILE * sizeof(float), ROW_BYTES = SWA_QUERY_BLOCK * sizeof(float) };
+
+size_t swa_attention_scratch_bytes(const swa_kv_t *kv)
+{
+    return SCORE_BYTES + SCORE_BYTES / 2 + 2 * ROW_BYTES +
+           (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float) + kv->value_tile_bytes;
+}
+
+void swa_attention_scratch_place(swa_attention_scratch_t *scratch, const swa_kv_t *kv, unsigned char *memory)
+{
+    scratch->scores = (float *)memory;
+    scratch->probabilities = (uint16_t *)(memory += SCORE_BYTES);
+    scratch->maximum = (float *)(memory += SCORE_BYTES / 2);
+    scratch->sum = (float *)(memory += ROW_BYTES);
+    scratch->output = (float *)(memory += ROW_BYTES);
+    scratch->value_tile = memory + (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float);
+}
+
+/* ---- masks -------------------------------------------------------------------------------------------------- */
+
+static bool row_is_full(swa_mask_t mask, int64_t row)
+{
+    return mask.window == 0 || row >= mask.full_from;
+}
+
+/* First position of the row's window; every earlier key is visible only as a sink. */
+static int64_t window_start(swa_mask_t mask, int64_t row)
+{
+    return row_is_full(mask, row) ? 0 : swa_max(0, row - mask.window + 1);
+}
+
+static int64_t row_pairs(swa_mask_t mask, int64_t row)
+{
+    int64_t start = window_start(mask, row);
+    return row + 1 - start + swa_min(start, mask.sinks);
+}
+
+int64_t swa_visible_pairs(swa_mask_t mask, int64_t first, int64_t end)
+{
+    int64_t pairs = 0;
+    for (int64_t row = first; row < end; row++)
+        pairs += row_pairs(mask, row);
+    return pairs;
+}
+
+/* Ranges of the tile's keys that a row does not see: [sinks_end, window_first) and [causal_end, SWA_TILE). */
+typedef struct {
+    int64_t sinks_end, window_first, causal_end;
+} hidden_t;
+
+static hidden_t hidden_keys(swa_mask_t mask, int64_t row, int64_t tile_start)
+{
+    int64_t start = window_start(mask, row);
+    hidden_t hidden = {
+        .sinks_end = swa_max(0, swa_min(SWA_TILE, swa_min(mask.sinks, start) - tile_start)),
+        .window_first = swa_max(0, swa_min(SWA_TILE, start - tile_start)),
+        .causal_end = swa_max(0, swa_min(SWA_TILE, row + 1 - tile_start)),
+    };
+    return hidden;
+}
+
+static void hide(float *scores, hidden_t hidden)
+{
+    for (int64_t j = hidden.sinks_end; j < hidden.window_first; j++)
+        scores[j] = -INFINITY;
+    for (int64_t j = hidden.causal_end; j < SWA_TILE; j++)
+        scores[j] = -INFINITY;
+}
+
+/* ---- one block of query rows -------------------------------------------------------------------------------- */
+
+/* c[m][n] (+)= a[m][k] b for a tile of `panels` packed panels. */
+static void tile_product(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
+                         int64_t panels, float *c, int64_t c_stride, bool accumulate)
+{
+    const int64_t panel = kv->kernels->panel;
+    for (int64_t p = 0; p < panels; p++, c += panel)
+        if (kv->bf16)
+            kv->kernels->panel_bf16(m, k, a, a_stride, (const uint16_t *)b + p * k * panel, c, c_stride, accumulate);
+        else
+            kv->kernels->panel_f32(m, k, a, a_stride, (const float *)b + p * k * panel, c, c_stride, accumulate);
+}
+
+/* Sets the values of hidden keys to zero, so that NaN * 0 cannot reach a row that does not see them. */
+static const void *visible_values(const swa_kv_t *kv, const unsigned char *tile, hidden_t hidden,
+                                  unsigned char *copy)
+{
+    const int64_t panel = kv->kernels->panel;
+    memcpy(copy, tile, kv->value_tile_bytes);
+    for (int64_t j = 0; j < SWA_TILE; j++) {
+        bool seen = (j < hidden.sinks_end || j >= hidden.window_first) && j < hidden.causal_end;
+        for (int64_t i = 0; !seen && i < kv->value_columns; i++) {
+            int64_t base = i / panel * panel * SWA_TILE;
+            if (kv->bf16)
+                ((uint16_t *)copy)[base + j / 2 * 2 * panel + i % panel * 2 + j % 2] = 0;
+            else
+                ((float *)copy)[base + j * panel + i % panel] = 0.0f;
+        }
+    }
+    return copy;
+}
+
+static void attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int64_t row, int64_t m,
+                         const void *queries, int64_t stride, swa_attention_scratch_t *s)
+{
+    const swa_kernels_t *kernels = kv->kernels;
+    const int64_t d = kv->head_dim, columns = kv->value_columns, panel = kernels->panel;
+    const float scale = SWA_LOG2_E / sqrtf((float)d); /* the kernel exponentiates base 2 */
+    for (int64_t r = 0; r < m; r++) {
+        s->maximum[r] = -INFINITY;
+        s->sum[r] = 0.0f;
+    }
+    memset(s->output, 0, (size_t)(m * columns) * sizeof(float));
+
+    int64_t last_tile = (row + m - 1) / SWA_TILE;
+    int64_t first_start = window_start(mask, row), last_start = window_start(mask, row + m - 1);
+    for (int64_t tile = 0; tile <= last_tile; tile++) {
+        int64_t tile_start = tile * SWA_TILE, tile_end = tile_start + SWA_TILE;
+        if (tile_start >= mask.sinks && tile_end <= first_start) { /* between the sinks and the window */
+            tile = first_start / SWA_TILE - 1;
+            continue;
+        }
+        bool interior = tile_end <= row + 1 && (tile_start >= last_start || tile_end <= mask.sinks);
+        int64_t index = tile_index(kv, kv_head, tile);
+        const unsigned char *values = kv->values + (size_t)index * kv->value_tile_bytes;
+        tile_product(kv, m, d, queries, stride, kv->keys + (size_t)index * kv->key_tile_bytes, SWA_TILE / panel,
+                     s->scores, SWA_TILE, false);
+        if (!interior)
+            for (int64_t r = 0; r < m; r++)
+                hide(s->scores + r * SWA_TILE, hidden_keys(mask, row + r, tile_start));
+        kernels->softmax_tile(m, s->scores, scale, s->maximum, s->sum, s->output, columns, d);
+        const void *p = s->scores;
+        if (kv->bf16) {
+            kernels->to_bf16(m * SWA_TILE, s->scores, s->probabilities);
+            p = s->probabilities;
+        }
+        if (interior || !kv->not_finite[index]) {
+            tile_product(kv, m, SWA_TILE, p, SWA_TILE, values, columns / panel, s->output, columns, true);
+            continue;
+        }
+        size_t element = kv->bf16 ? sizeof(uint16_t) : sizeof(float);
+        for (int64_t r = 0; r < m; r++) {
+            const void *seen =
+                visible_values(kv, values, hidden_keys(mask, row + r, tile_start), s->value_tile);
+            tile_product(kv, 1, SWA_TILE, (const unsigned char *)p + (size_t)(r * SWA_TILE) * element, SWA_TILE, seen,
+                         columns / panel, s->output + r * columns, columns, true);
+        }
+    }
+}
+
+void swa_attend(const swa_model_t *model, const swa_kv_t *kv, swa_mask_t mask, int64_t first, int64_t end,
+                int64_t head_first, int64_t head_end, const void *queries, void *out, int64_t stride,
+                swa_attention_scratch_t *scratch)
+{
+    const int64_t d = kv->head_dim, group = model->config.n_heads / kv->n_kv_heads;
+    const size_t element = swa_activation_size(model);
+    for (int64_t row = first, m; row < end; row += m) {
+        m = swa_min(SWA_QUERY_BLOCK, end - row);
+        if (row < mask.full_from) /* a block is all windowed or all full */
+            m = swa_min(m, mask.full_from - row);
+        for (int64_t head = head_first; head < head_end; head++) {
+            size_t offset = (size_t)((row - first) * stride + head * d) * element;
+            attend_block(kv, mask, head / group, row, m, (const unsigned char *)queries + offset, stride, scratch);
+            for (int64_t r = 0; r < m; r++) {
+                float *output = scratch->output + r * kv->value_columns;
+                kv->kernels->scale(d, output, 1.0f / scratch->sum[r]);
+                swa_store_activation(model, d, output, (unsigned char *)out + offset + (size_t)(r * stride) * element);
+            }
+        }
+    }
+}

@@ -1,0 +1,311 @@
+/* The decoder forward. A layer runs in two parallel loops over chunks of rows: project (everything that feeds the keys
+ * and values) and finish (everything after them). Rows meet only in attention, so chunks decide no result. */
+#include "forward.h"
+
+#include <math.h>
+
+#include "parallel.h"
+
+/* ---- workspace ---------------------------------------------------------------------------------------------- */
+
+/* Hands out 64-byte aligned pieces; with base NULL it only counts. */
+typedef struct {
+    unsigned char *base;
+    size_t used;
+} arena_t;
+
+static void *carve(arena_t *arena, size_t bytes)
+{
+    void *piece = arena->base ? arena->base + arena->used : NULL;
+    arena->used += (bytes + 63) / 64 * 64;
+    return piece;
+}
+
+static int64_t chunk_rows(const swa_model_t *model, int64_t n_tokens, int n_threads)
+{
+    /* An activation chunk of about 384 KiB stays in L2; at least four tasks a thread where there are rows. */
+    int64_t in_cache = 384 * 1024 / ((int64_t)swa_activation_size(model) * model->config.hidden_size);
+    int64_t balanced = n_tokens / (4 * n_threads);
+    return swa_max(1, swa_min(3, swa_min(in_cache, balanced) / SWA_TILE)) * SWA_TILE;
+}
+
+static void layout(swa_workspace_t *ws, arena_t *arena)
+{
+    const swa_config_t *c = &ws->model->config;
+    const int64_t query_columns = c->n_heads * c->head_dim, half = c->head_dim / 2;
+    const size_t element = swa_activation_size(ws->model);
+    ws->cosines = carve(arena, (size_t)(ws->n_tokens * half) * sizeof(float));
+    ws->sines = carve(arena, (size_t)(ws->n_tokens * half) * sizeof(float));
+    ws->queries = carve(arena, (size_t)(ws->n_tokens * swa_activation_stride(query_columns)) * element);
+    ws->kv = swa_kv_layout(ws->model->kernels, ws->model->bf16_activations, c->n_kv_heads, c->head_dim, ws->n_tokens);
+    unsigned char *kv_memory = carve(arena, swa_kv_bytes(&ws->kv));
+    if (kv_memory)
+        swa_kv_place(&ws->kv, kv_memory);
+
+    const size_t block = (size_t)(ws->chunk * ws->column_stride) * sizeof(float);
+    const int64_t widest = swa_max(c->hidden_size, ws->column_stride);
+    ws->scratch = carve(arena, (size_t)ws->n_threads * sizeof *ws->scratch);
+    for (int i = 0; i < ws->n_threads; i++) {
+        swa_scratch_t s;
+        s.row = carve(arena, (size_t)widest * sizeof(float));
+        s.columns = carve(arena, block);
+        s.more_columns = carve(arena, block);
+        s.normed = carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->hidden_size)) * element);
+        s.attended = carve(arena, (size_t)(ws->chunk * swa_activation_stride(query_columns)) * element);
+        s.intermediate = carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->intermediate_size)) * element);
+        unsigned char *attention = carve(arena, swa_attention_scratch_bytes(&ws->kv));
+        if (attention) {
+            swa_attention_scratch_place(&s.attention, &ws->kv, attention);
+            ws->scratch[i] = s;
+        }
+    }
+}
+
+static swa_workspace_t describe(const swa_model_t *model, int64_t n_tokens, int n_threads)
+{
+    swa_workspace_t ws = {.model = model, .n_tokens = n_tokens, .n_threads = n_threads};
+    ws.chunk = chunk_rows(model, n_tokens, n_threads);
+    ws.column_stride = swa_column_block(model, model->config.head_dim);
+    return ws;
+}
+
+size_t swa_pass_bytes(const swa_model_t *model, int64_t n_tokens, int n_threads)
+{
+    swa_workspace_t ws = describe(model, n_tokens, n_threads);
+    arena_t arena = {0};
+    layout(&ws, &arena);
+    return arena.used;
+}
+
+swa_status_t swa_workspace_open(swa_workspace_t *ws, const swa_model_t *model, swa_run_t *run, int64_t n_tokens)
+{
+    *ws = describe(model, n_tokens, run->n_threads);
+    ws->run = run;
+    arena_t arena = {0};
+    layout(ws, &arena);
+    arena = (arena_t){.base = ws->memory = swa_allocate(arena.used, 1)};
+    if (!ws->memory)
+        return SWA_ERROR_MEMORY;
+    layout(ws, &arena);
+    int64_t half = model->config.head_dim / 2;
+    for (int64_t t = 0; t < n_tokens; t++)
+        swa_rope_angles(model, t, ws->cosines + t * half, ws->sines + t * half);
+    return SWA_OK;
+}
+
+void swa_workspace_close(swa_workspace_t *ws)
+{
+    swa_release(ws->memory);
+    ws->memory = NULL;
+}
+
+/* ---- cost --------------------------------------------------------------------------------------------------- */
+
+uint64_t swa_project_cost(const swa_model_t *model, int64_t n_rows, int64_t n_queries)
+{
+    const swa_config_t *c = &model->config;
+    uint64_t query = (uint64_t)(c->n_heads * c->head_dim), kv = (uint64_t)(c->n_kv_heads * c->head_dim);
+    return 2 * (uint64_t)c->hidden_size * ((uint64_t)n_queries * query + (uint64_t)n_rows * 2 * kv);
+}
+
+uint64_t swa_finish_cost(const swa_model_t *model, swa_mask_t mask, int64_t first, int64_t end)
+{
+    const swa_config_t *c = &model->config;
+    uint64_t rows = (uint64_t)(end - first), width = (uint64_t)(c->n_heads * c->head_dim);
+    uint64_t weights = (uint64_t)c->hidden_size * (width + 3 * (uint64_t)c->intermediate_size);
+    return 2 * rows * weights + 4 * width * (uint64_t)swa_visible_pairs(mask, first, end);
+}
+
+/* ---- one layer ---------------------------------------------------------------------------------------------- */
+
+swa_mask_t swa_layer_mask(const swa_policy_t *policy, int64_t layer)
+{
+    return (swa_mask_t){policy->window[layer], policy->sinks[layer], policy->full_from[layer]};
+}
+
+/* What a parallel loop over chunks of rows shares. */
+typedef struct {
+    swa_workspace_t *ws;
+    const swa_layer_t *layer;
+    swa_mask_t mask;
+    const float *x;
+    float *x_out;
+    int64_t first, end, query_first;
+} pass_t;
+
+typedef struct {
+    int64_t row, m; /* first row of a chunk, number of rows */
+} chunk_t;
+
+/* Chunks are aligned to absolute positions: a key tile belongs to one task. */
+static int64_t chunk_count(const pass_t *pass)
+{
+    return (pass->end - 1) / pass->ws->chunk - pass->first / pass->ws->chunk + 1;
+}
+
+static chunk_t chunk_at(const pass_t *pass, int64_t index)
+{
+    int64_t start = (pass->first / pass->ws->chunk + index) * pass->ws->chunk;
+    int64_t row = swa_max(start, pass->first);
+    return (chunk_t){row, swa_min(start + pass->ws->chunk, pass->end) - row};
+}
+
+typedef enum { QUERIES, KEYS, VALUES } part_t;
+
+/* Queries, keys or values of a chunk: [m][hidden] x [hidden][heads * head_dim]; then, head by head, norm and RoPE (not
+ * for values), and into the workspace. */
+static void project_part(const pass_t *pass, chunk_t chunk, part_t part, swa_scratch_t *s)
+{
+    swa_workspace_t *ws = pass->ws;
+    const swa_model_t *model = ws->model;
+    const swa_layer_t *layer = pass->layer;
+    const swa_config_t *c = &model->config;
+    const swa_linear_t *linear = part == QUERIES ? &layer->q : part == KEYS ? &layer->k : &layer->v;
+    const swa_vector_t *norm = part == QUERIES ? &layer->q_norm : &layer->k_norm;
+    const int64_t d = c->head_dim, half = d / 2, width = linear->matrix.n;
+    const int64_t hidden_stride = swa_activation_stride(c->hidden_size), query_stride = swa_activation_stride(width);
+    const size_t element = swa_activation_size(model);
+    const int64_t skip = part == QUERIES ? swa_max(0, pass->query_first - chunk.row) : 0;
+    for (int64_t column = 0; column < width && skip < chunk.m; column += ws->column_stride) {
+        int64_t columns = swa_min(ws->column_stride, width - column);
+        if (swa_cancelled(ws->run))
+            return;
+        swa_multiply(model, linear, chunk.m - skip, s->normed + (size_t)(skip * hidden_stride) * element,
+                     hidden_stride, column, columns, s->columns, ws->column_stride);
+        for (int64_t r = skip; r < chunk.m; r++) {
+            int64_t row = chunk.row + r;
+            float *heads = s->columns + (r - skip) * ws->column_stride;
+            for (int64_t i = 0; i < columns; i += d) {
+                if (part != VALUES)
+                    swa_finish_head(model, norm, ws->cosines + row * half, ws->sines + row * half, heads + i);
+                if (part == KEYS)
+                    swa_kv_store_key(&ws->kv, row, (column + i) / d, heads + i);
+                else if (part == VALUES)
+                    swa_kv_store_value(&ws->kv, row, (column + i) / d, heads + i);
+            }
+            if (part == QUERIES)
+                swa_store_activation(model, columns, heads,
+                                     ws->queries + (size_t)(row * query_stride + column) * element);
+        }
+    }
+}
+
+static void norm_chunk(const pass_t *pass, const swa_vector_t *weight, const float *x, int64_t m, swa_scratch_t *s)
+{
+    const swa_model_t *model = pass->ws->model;
+    const int64_t hidden = model->config.hidden_size;
+    const size_t row_bytes = (size_t)swa_activation_stride(hidden) * swa_activation_size(model);
+    for (int64_t r = 0; r < m; r++)
+        swa_norm_activation(model, weight, x + r * hidden, s->row, s->normed + (size_t)r * row_bytes);
+}
+
+static void project_chunk(void *context, int64_t task, int thread)
+{
+    const pass_t *pass = context;
+    swa_workspace_t *ws = pass->ws;
+    if (swa_cancelled(ws->run))
+        return;
+    chunk_t chunk = chunk_at(pass, task);
+    swa_scratch_t *s = &ws->scratch[thread];
+    const float *x = pass->x + (chunk.row - pass->first) * ws->model->config.hidden_size;
+    norm_chunk(pass, &pass->layer->input_norm, x, chunk.m, s);
+    project_part(pass, chunk, QUERIES, s);
+    project_part(pass, chunk, KEYS, s);
+    project_part(pass, chunk, VALUES, s);
+    int64_t n_queries = swa_max(0, chunk.m - swa_max(0, pass->query_first - chunk.row));
+    swa_advance(ws->run, swa_project_cost(ws->model, chunk.m, n_queries));
+}
+
+void swa_project(swa_workspace_t *ws, int64_t layer, const float *x, int64_t first, int64_t end, int64_t query_first)
+{
+    pass_t pass = {.ws = ws, .layer = &ws->model->layers[layer], .x = x, .first = first, .end = end,
+                   .query_first = query_first};
+    swa_parallel_for(ws->n_threads, chunk_count(&pass), project_chunk, &pass);
+}
+
+/* x_out[m][hidden] = x + a[m][k] W: an output projection onto the residual stream. */
+static void add_product(const swa_workspace_t *ws, const swa_linear_t *linear, const void *a, int64_t a_stride,
+                        int64_t m, const float *x, float *x_out, swa_scratch_t *s)
+{
+    const int64_t hidden = ws->model->config.hidden_size;
+    for (int64_t column = 0; column < hidden; column += ws->column_stride) {
+        int64_t columns = swa_min(ws->column_stride, hidden - column);
+        if (swa_cancelled(ws->run))
+            return;
+        swa_multiply(ws->model, linear, m, a, a_stride, column, columns, s->columns, ws->column_stride);
+        for (int64_t r = 0; r < m; r++) {
+            float *out = x_out + r * hidden + column;
+            if (x != x_out)
+                memcpy(out, x + r * hidden + column, (size_t)columns * sizeof(float));
+            ws->model->kernels->add(columns, out, s->columns + r * ws->column_stride);
+        }
+    }
+}
+
+/* intermediate[m][n] = silu(normed gate) * (normed up) */
+static void gated_product(const swa_workspace_t *ws, const swa_layer_t *layer, int64_t m, swa_scratch_t *s)
+{
+    const swa_model_t *model = ws->model;
+    const int64_t width = model->config.intermediate_size, stride = swa_activation_stride(width);
+    const int64_t hidden_stride = swa_activation_stride(model->config.hidden_size);
+    for (int64_t column = 0; column < width; column += ws->column_stride) {
+        int64_t columns = swa_min(ws->column_stride, width - column);
+        if (swa_cancelled(ws->run))
+            return;
+        swa_multiply(model, &layer->gate, m, s->normed, hidden_stride, column, columns, s->columns,
+                     ws->column_stride);
+        swa_multiply(model, &layer->up, m, s->normed, hidden_stride, column, columns, s->more_columns,
+                     ws->column_stride);
+        for (int64_t r = 0; r < m; r++) {
+            float *gate = s->columns + r * ws->column_stride;
+            model->kernels->silu_mul(columns, gate, s->more_columns + r * ws->column_stride, gate);
+            swa_store_activation(model, columns, gate,
+                                 s->intermediate + (size_t)(r * stride + column) * swa_activation_size(model));
+        }
+    }
+}
+
+static void finish_chunk(void *context, int64_t task, int thread)
+{
+    const pass_t *pass = context;
+    swa_workspace_t *ws = pass->ws;
+    const swa_model_t *model = ws->model;
+    const swa_layer_t *layer = pass->layer;
+    const swa_config_t *c = &model->config;
+    swa_scratch_t *s = &ws->scratch[thread];
+    /* Late rows see most keys under full attention: begin with them, so that no thread ends alone on one. */
+    chunk_t chunk = chunk_at(pass, chunk_count(pass) - 1 - task);
+    const int64_t query_stride = swa_activation_stride(c->n_heads * c->head_dim);
+    const int64_t offset = (chunk.row - pass->first) * c->hidden_size;
+    const float *x = pass->x + offset;
+    float *x_out = pass->x_out + offset;
+    for (int64_t row = 0; row < chunk.m; row += SWA_QUERY_BLOCK) { /* in blocks: Ctrl-C is heard on long contexts */
+        if (swa_cancelled(ws->run))
+            return;
+        size_t element = swa_activation_size(model);
+        swa_attend(model, &ws->kv, pass->mask, chunk.row + row,
+                   chunk.row + swa_min(chunk.m, row + SWA_QUERY_BLOCK), 0, c->n_heads,
+                   ws->queries + (size_t)((chunk.row + row) * query_stride) * element,
+                   s->attended + (size_t)(row * query_stride) * element, query_stride, &s->attention);
+    }
+    add_product(ws, &layer->o, s->attended, query_stride, chunk.m, x, x_out, s);
+    norm_chunk(pass, &layer->post_attention_norm, x_out, chunk.m, s);
+    gated_product(ws, layer, chunk.m, s);
+    add_product(ws, &layer->down, s->intermediate, swa_activation_stride(c->intermediate_size), chunk.m, x_out, x_out,
+                s);
+    swa_advance(ws->run, swa_finish_cost(model, pass->mask, chunk.row, chunk.row + chunk.m));
+}
+
+void swa_finish(swa_workspace_t *ws, int64_t layer, swa_mask_t mask, const float *x, float *x_out, int64_t first,
+                int64_t end)
+{
+    pass_t pass = {.ws = ws, .layer = &ws->model->layers[layer], .mask = mask, .x = x, .x_out = x_out,
+                   .first = first, .end = end};
+    swa_parallel_for(ws->n_threads, chunk_count(&pass), finish_chunk, &pass);
+}
+
+void swa_embed_rows(swa_workspace_t *ws, const int32_t *ids, int64_t n_rows, float *x)
+{
+    for (int64_t t = 0; t < n_rows && !swa_cancelled(ws->run); t++)
+        swa_embed(ws->model, ids[t], x + t * ws->model->config.hidden_size);
+}

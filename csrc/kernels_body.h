@@ -1,0 +1,285 @@
+/* Every kernel, written once over the vector operations of a tier. The including kernels_*.c names the TIER and
+ * brings the type vf, VECTOR_LANES, ROW_TILE (rows of A per register tile), PANEL_VECTORS (vectors per panel) and the
+ * vf_*() operations. vf_max and vf_min return their second operand when either is NaN. */
+#include <math.h>
+#include <stddef.h>
+
+#include "kernels.h"
+#include "numeric.h"
+
+#define PANEL (VECTOR_LANES * PANEL_VECTORS)
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+/* Calls tile(rows, ...) with a compile-time number of rows, so that accumulators live in registers. */
+#if ROW_TILE == 12
+#define FOR_ROW_TILES(m, tile)                                                                                     \
+    for (int64_t row = 0; row < (m); row += ROW_TILE)                                                               \
+        switch (swa_min((m)-row, ROW_TILE)) {                                                                      \
+        case 12: tile(12); break;                                                                                  \
+        case 11: tile(11); break;                                                                                  \
+        case 10: tile(10); break;                                                                                  \
+        case 9: tile(9); break;                                                                                    \
+        case 8: tile(8); break;                                                                                    \
+        case 7: tile(7); break;                                                                                    \
+        case 6: tile(6); break;                                                                                    \
+        case 5: tile(5); break;                                                                                    \
+        case 4: tile(4); break;                                                                                    \
+        case 3: tile(3); break;                                                                                    \
+        case 2: tile(2); break;                                                                                    \
+        default: tile(1); break;                                                                                   \
+        }
+#else /* 6 */
+#define FOR_ROW_TILES(m, tile)                                                                                     \
+    for (int64_t row = 0; row < (m); row += ROW_TILE)                                                               \
+        switch (swa_min((m)-row, ROW_TILE)) {                                                                      \
+        case 6: tile(6); break;                                                                                    \
+        case 5: tile(5); break;                                                                                    \
+        case 4: tile(4); break;                                                                                    \
+        case 3: tile(3); break;                                                                                    \
+        case 2: tile(2); break;                                                                                    \
+        default: tile(1); break;                                                                                   \
+        }
+#endif
+
+/* ---- matrix products ------------------------------------------------------------------------------------- */
+
+/* One register tile: rows x PANEL outputs. `load_b` widens one vector of B, so both weight types share the code. */
+#define DEFINE_FLOAT_PANEL(name, b_type, load_b)                                                                    \
+    INLINE void name##_tile(const int rows, int64_t k, const float *restrict a, int64_t a_stride,                  \
+                            const b_type *restrict b, float *restrict c, int64_t c_stride, bool accumulate)        \
+    {                                                                                                               \
+        vf sum[ROW_TILE][PANEL_VECTORS];                                                                           \
+        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)                       \
+            sum[r][v] = accumulate ? vf_load(c + r * c_stride + v * VECTOR_LANES) : vf_set1(0.0f);                 \
+        for (int64_t p = 0; p < k; p++) {                                                                          \
+            vf column[PANEL_VECTORS];                                                                              \
+            UNROLL for (int v = 0; v < PANEL_VECTORS; v++) column[v] = load_b(b + p * PANEL + v * VECTOR_LANES);   \
+            UNROLL for (int r = 0; r < rows; r++) {                                                                \
+                vf value = vf_set1(a[r * a_stride + p]);                                                           \
+                UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[r][v] = vf_fma(value, column[v], sum[r][v]);    \
+            }                                                                                                       \
+        }                                                                                                           \
+        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)                       \
+            vf_store(c + r * c_stride + v * VECTOR_LANES, sum[r][v]);                                              \
+    }                                                                                                               \
+    static void name(int64_t m, int64_t k, const float *a, int64_t a_stride, const b_type *b, float *c,            \
+                     int64_t c_stride, bool accumulate)                                                             \
+    {                                                                                                               \
+        FOR_ROW_TILES(m, CALL_##name)                                                                              \
+    }
+
+#define CALL_panel_f32(rows)                                                                                       \
+    panel_f32_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
+#define CALL_panel_f32_bf16(rows)                                                                                  \
+    panel_f32_bf16_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
+DEFINE_FLOAT_PANEL(panel_f32, float, vf_load)
+DEFINE_FLOAT_PANEL(panel_f32_bf16, uint16_t, vf_load_bf16)
+
+#ifdef TIER_HAS_BF16_DOT
+INLINE void panel_bf16_tile(const int rows, int64_t k, const uint16_t *restrict a, int64_t a_stride,
+                            const uint16_t *restrict b, float *restrict c, int64_t c_stride, bool accumulate)
+{
+    vf sum[ROW_TILE][PANEL_VECTORS];
+    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)
+        sum[r][v] = accumulate ? vf_load(c + r * c_stride + v * VECTOR_LANES) : vf_set1(0.0f);
+    for (int64_t p = 0; p < k; p += 2) {
+        vb column[PANEL_VECTORS];
+        UNROLL for (int v = 0; v < PANEL_VECTORS; v++) column[v] = vb_load(b + p * PANEL + v * 2 * VECTOR_LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vb value = vb_set1_pair(a + r * a_stride + p);
+            UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[r][v] = vb_dot(sum[r][v], value, column[v]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)
+        vf_store(c + r * c_stride + v * VECTOR_LANES, sum[r][v]);
+}
+#define CALL_panel_bf16(rows)                                                                                      \
+    panel_bf16_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
+static void panel_bf16(int64_t m, int64_t k, const uint16_t *a, int64_t a_stride, const uint16_t *b, float *c,
+                       int64_t c_stride, bool accumulate)
+{
+    FOR_ROW_TILES(m, CALL_panel_bf16)
+}
+#endif
+
+/* ---- elementwise ------------------------------------------------------------------------------------------ */
+
+/* Runs a vector body over [0, n), its last incomplete vector through zero-padded copies. */
+#define FOR_VECTORS(n) for (int64_t i = 0; i < (n); i += VECTOR_LANES)
+
+INLINE vf load_some(const float *x, int64_t n)
+{
+    if (n >= VECTOR_LANES)
+        return vf_load(x);
+    float padded[VECTOR_LANES] = {0};
+    for (int64_t i = 0; i < n; i++)
+        padded[i] = x[i];
+    return vf_load(padded);
+}
+
+INLINE void store_some(float *x, int64_t n, vf value)
+{
+    if (n >= VECTOR_LANES) {
+        vf_store(x, value);
+        return;
+    }
+    float padded[VECTOR_LANES];
+    vf_store(padded, value);
+    for (int64_t i = 0; i < n; i++)
+        x[i] = padded[i];
+}
+
+INLINE float lanes_sum(vf value)
+{
+    float lanes[VECTOR_LANES];
+    vf_store(lanes, value);
+    for (int width = VECTOR_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            lanes[i] += lanes[i + width];
+    return lanes[0];
+}
+
+INLINE float lanes_max(vf value)
+{
+    float lanes[VECTOR_LANES];
+    vf_store(lanes, value);
+    float best = lanes[0];
+    for (int i = 1; i < VECTOR_LANES; i++)
+        best = best > lanes[i] ? best : lanes[i];
+    return best;
+}
+
+/* 2^x for x <= 127, relative error below 2e-7 (Chebyshev fit of degree 6 on [-1/2, 1/2]); 0 below -125, which
+ * no sum of probabilities can notice; NaN stays NaN. */
+INLINE vf exp2_vector(vf x)
+{
+    vf clamped = vf_min(vf_set1(127.4f), vf_max(vf_set1(-125.0f), x));
+    vf whole = vf_round(clamped);
+    vf f = vf_sub(clamped, whole);
+    vf p = vf_set1(1.5461444855e-4f);
+    p = vf_fma(p, f, vf_set1(1.3400427997e-3f));
+    p = vf_fma(p, f, vf_set1(9.6180569381e-3f));
+    p = vf_fma(p, f, vf_set1(5.5503271520e-2f));
+    p = vf_fma(p, f, vf_set1(2.4022650719e-1f));
+    p = vf_fma(p, f, vf_set1(6.9314718246e-1f));
+    p = vf_fma(p, f, vf_set1(1.0f));
+    return vf_zero_if_less(x, vf_set1(-125.0f), vf_times_power_of_2(p, whole));
+}
+
+static void rms_norm(int64_t n, const float *x, const float *weight, float eps, float *out)
+{
+    vf squares = vf_set1(0.0f);
+    FOR_VECTORS(n)
+    {
+        vf value = load_some(x + i, n - i);
+        squares = vf_fma(value, value, squares);
+    }
+    vf factor = vf_set1(1.0f / sqrtf(lanes_sum(squares) / (float)n + eps));
+    FOR_VECTORS(n)
+    store_some(out + i, n - i, vf_mul(vf_mul(load_some(x + i, n - i), factor), load_some(weight + i, n - i)));
+}
+
+static void rope(int64_t half, float *x, const float *cos, const float *sin)
+{
+    FOR_VECTORS(half)
+    {
+        int64_t left = half - i;
+        vf c = load_some(cos + i, left), s = load_some(sin + i, left);
+        vf first = load_some(x + i, left), second = load_some(x + half + i, left);
+        store_some(x + i, left, vf_sub(vf_mul(first, c), vf_mul(second, s)));
+        store_some(x + half + i, left, vf_add(vf_mul(second, c), vf_mul(first, s)));
+    }
+}
+
+static void silu_mul(int64_t n, const float *gate, const float *up, float *out)
+{
+    FOR_VECTORS(n)
+    {
+        vf g = load_some(gate + i, n - i);
+        vf denominator = vf_add(vf_set1(1.0f), exp2_vector(vf_mul(g, vf_set1(-SWA_LOG2_E))));
+        store_some(out + i, n - i, vf_mul(vf_div(g, denominator), load_some(up + i, n - i)));
+    }
+}
+
+static void add(int64_t n, float *x, const float *y)
+{
+    FOR_VECTORS(n) store_some(x + i, n - i, vf_add(load_some(x + i, n - i), load_some(y + i, n - i)));
+}
+
+static void scale(int64_t n, float *x, float factor)
+{
+    FOR_VECTORS(n) store_some(x + i, n - i, vf_mul(load_some(x + i, n - i), vf_set1(factor)));
+}
+
+static void to_bf16(int64_t n, const float *x, uint16_t *out)
+{
+    int64_t i = 0;
+    for (; i + VECTOR_LANES <= n; i += VECTOR_LANES)
+        vf_store_bf16(out + i, vf_load(x + i));
+    for (; i < n; i++)
+        out[i] = swa_bf16_from_float(x[i]);
+}
+
+/* ---- softmax ---------------------------------------------------------------------------------------------- */
+
+static void softmax_tile(int64_t m, float *scores, float scale_factor, float *maximum, float *sum, float *output,
+                         int64_t output_stride, int64_t n_out)
+{
+    for (int64_t r = 0; r < m; r++, scores += SWA_TILE, output += output_stride) {
+        vf s[SWA_TILE / VECTOR_LANES];
+        UNROLL for (int v = 0; v < SWA_TILE / VECTOR_LANES; v++) s[v] = vf_load(scores + v * VECTOR_LANES);
+        vf top = s[0];
+        UNROLL for (int v = 1; v < SWA_TILE / VECTOR_LANES; v++) top = vf_max(top, s[v]);
+        float tile_max = lanes_max(top);
+        float new_max = maximum[r] > tile_max ? maximum[r] : tile_max;
+        /* Nothing visible yet: any finite shift gives exp2(-inf) = 0. */
+        float shift = new_max == -INFINITY ? 0.0f : new_max * scale_factor;
+        vf factor = vf_set1(scale_factor), minus_shift = vf_set1(-shift), total = vf_set1(0.0f);
+        UNROLL for (int v = 0; v < SWA_TILE / VECTOR_LANES; v++) {
+            vf p = exp2_vector(vf_fma(s[v], factor, minus_shift));
+            total = vf_add(total, p);
+            vf_store(scores + v * VECTOR_LANES, p);
+        }
+        if (new_max != maximum[r]) { /* also true for NaN; the first tile rescales zeros */
+            float lanes[VECTOR_LANES];
+            vf_store(lanes, exp2_vector(vf_set1(maximum[r] * scale_factor - shift)));
+            sum[r] *= lanes[0];
+            scale(n_out, output, lanes[0]);
+            maximum[r] = new_max;
+        }
+        sum[r] += lanes_sum(total);
+    }
+}
+
+static void exp_shifted(int64_t n, const float *x, float shift, float *out)
+{
+    FOR_VECTORS(n)
+    {
+        vf exponent = vf_mul(vf_sub(load_some(x + i, n - i), vf_set1(shift)), vf_set1(SWA_LOG2_E));
+        store_some(out + i, n - i, exp2_vector(exponent));
+    }
+}
+
+#define JOIN_EXPANDED(a, b) a##b
+#define JOIN(a, b) JOIN_EXPANDED(a, b)
+#define QUOTE_EXPANDED(a) #a
+#define QUOTE(a) QUOTE_EXPANDED(a)
+
+const swa_kernels_t JOIN(swa_kernels_, TIER) = {
+    .name = QUOTE(TIER),
+    .panel = PANEL,
+#ifdef TIER_HAS_BF16_DOT
+    .panel_bf16 = panel_bf16,
+#endif
+    .panel_f32 = panel_f32,
+    .panel_f32_bf16 = panel_f32_bf16,
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .silu_mul = silu_mul,
+    .add = add,
+    .scale = scale,
+    .to_bf16 = to_bf16,
+    .softmax_tile = softmax_tile,
+    .exp_shifted = exp_shifted,
+};

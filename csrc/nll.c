@@ -1,0 +1,174 @@
+/* Final norm, lm_head and log-sum-exp on scored rows. Vocabulary blocks are fixed and combined in order, so a result
+ * does not depend on the threads. */
+#include "nll.h"
+
+#include <math.h>
+
+#include "parallel.h"
+
+enum { VOCABULARY_BLOCK = 1024, ROW_BLOCK = 64 }; /* a whole number of panels on every tier */
+
+/* One row's view of one vocabulary block. */
+typedef struct {
+    float maximum;
+    int32_t argmax;
+    double sum; /* of exp(logit - maximum) */
+} block_t;
+
+typedef struct {
+    const swa_model_t *model;
+    swa_run_t *run;
+    int64_t n_rows, n_blocks, stride;
+    unsigned char *normed;  /* activation rows */
+    float *scratch;         /* [n_threads][ROW_BLOCK + 1][VOCABULARY_BLOCK] */
+    const int32_t *targets; /* scoring: */
+    block_t *blocks;        /* [n_rows][n_blocks] */
+    float *target_logits;   /* [n_rows] */
+    float *logits;          /* or plain logits: [n_rows][vocab_size] */
+} head_t;
+
+uint64_t swa_head_cost(const swa_model_t *model, int64_t n_rows)
+{
+    return 2 * (uint64_t)n_rows * (uint64_t)model->config.vocab_size * (uint64_t)model->config.hidden_size;
+}
+
+static int64_t block_count(int64_t vocab_size)
+{
+    return (vocab_size + VOCABULARY_BLOCK - 1) / VOCABULARY_BLOCK;
+}
+
+static const size_t SCRATCH_FLOATS = (size_t)(ROW_BLOCK + 1) * VOCABULARY_BLOCK;
+
+size_t swa_head_bytes(const swa_model_t *model, int64_t n_rows, int n_threads)
+{
+    const swa_config_t *c = &model->config;
+    size_t row = (size_t)swa_activation_stride(c->hidden_size) * swa_activation_size(model) + sizeof(float) +
+                 (size_t)block_count(c->vocab_size) * sizeof(block_t);
+    return (size_t)n_rows * row + (size_t)n_threads * SCRATCH_FLOATS * sizeof(float);
+}
+
+/* `exponentials` is scratch of n floats. Four sums in a fixed order: exact enough (double) and not one long chain. */
+static block_t summarise(const swa_kernels_t *kernels, const float *logits, int64_t n, float *exponentials)
+{
+    block_t block = {.maximum = -INFINITY, .argmax = 0};
+    for (int64_t i = 0; i < n; i++)
+        if (logits[i] > block.maximum) {
+            block.maximum = logits[i];
+            block.argmax = (int32_t)i;
+        }
+    /* Where every logit is -inf any finite shift gives zeros. */
+    kernels->exp_shifted(n, logits, block.maximum == -INFINITY ? 0.0f : block.maximum, exponentials);
+    double sums[4] = {0};
+    for (int64_t i = 0; i < n; i++)
+        sums[i % 4] += (double)exponentials[i];
+    block.sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    return block;
+}
+
+/* Negative log-probability of the target, whether it is the argmax. */
+static double combine(const block_t *blocks, int64_t n_blocks, float target_logit, int32_t target, uint8_t *greedy)
+{
+    int64_t best = 0;
+    for (int64_t b = 1; b < n_blocks; b++)
+        if (blocks[b].maximum > blocks[best].maximum)
+            best = b;
+    double maximum = (double)blocks[best].maximum, sum = 0.0;
+    for (int64_t b = 0; b < n_blocks; b++)
+        sum += blocks[b].sum * exp((double)blocks[b].maximum - maximum);
+    double nll = log(sum) + (maximum - (double)target_logit);
+    *greedy = !isnan(nll) && best * VOCABULARY_BLOCK + blocks[best].argmax == target;
+    return nll;
+}
+
+static void head_block(void *context, int64_t task, int thread)
+{
+    const head_t *head = context;
+    const swa_model_t *model = head->model;
+    const int64_t vocab_size = model->config.vocab_size, column = task * VOCABULARY_BLOCK;
+    const int64_t columns = swa_min(VOCABULARY_BLOCK, vocab_size - column);
+    float *logits = head->scratch + (size_t)thread * SCRATCH_FLOATS;
+    float *exponentials = logits + ROW_BLOCK * VOCABULARY_BLOCK;
+    for (int64_t row = 0; row < head->n_rows && !swa_cancelled(head->run); row += ROW_BLOCK) {
+        int64_t m = swa_min(ROW_BLOCK, head->n_rows - row);
+        swa_multiply(model, swa_head(model), m,
+                     head->normed + (size_t)(row * head->stride) * swa_activation_size(model), head->stride, column,
+                     columns, logits, VOCABULARY_BLOCK);
+        for (int64_t r = 0; r < m; r++) {
+            const float *line = logits + r * VOCABULARY_BLOCK;
+            if (head->logits) {
+                memcpy(head->logits + (row + r) * vocab_size + column, line, (size_t)columns * sizeof(float));
+                continue;
+            }
+            head->blocks[(row + r) * head->n_blocks + task] =
+                summarise(model->kernels, line, columns, exponentials);
+            int64_t target = head->targets[row + r] - column;
+            if (target >= 0 && target < columns)
+                head->target_logits[row + r] = line[target];
+        }
+    }
+    swa_advance(head->run, 2 * (uint64_t)(head->n_rows * columns) * (uint64_t)model->config.hidden_size);
+}
+
+/* Norms the rows and runs every vocabulary block. */
+static swa_status_t run_head(head_t *head, const float *x)
+{
+    const swa_model_t *model = head->model;
+    const int64_t hidden = model->config.hidden_size;
+    head->stride = swa_activation_stride(hidden);
+    head->normed = swa_allocate((size_t)(head->n_rows * head->stride), swa_activation_size(model));
+    head->scratch = swa_allocate((size_t)head->run->n_threads * SCRATCH_FLOATS, sizeof(float));
+    float *row = swa_allocate((size_t)hidden, sizeof(float));
+    swa_status_t status = head->normed && head->scratch && row ? SWA_OK : SWA_ERROR_MEMORY;
+    if (status == SWA_OK) {
+        for (int64_t r = 0; r < head->n_rows; r++)
+            swa_norm_activation(model, &model->norm, x + r * hidden, row,
+                                head->normed + (size_t)(r * head->stride) * swa_activation_size(model));
+        swa_parallel_for(head->run->n_threads, block_count(model->config.vocab_size), head_block, head);
+        status = swa_cancelled(head->run) ? SWA_ERROR_CANCELLED : SWA_OK;
+    }
+    swa_release(row);
+    swa_release(head->scratch);
+    swa_release(head->normed);
+    return status;
+}
+
+swa_status_t swa_logit_rows(const swa_model_t *model, swa_run_t *run, const float *x, int64_t n_rows, float *logits)
+{
+    head_t head = {.model = model, .run = run, .n_rows = n_rows, .logits = logits};
+    return run_head(&head, x);
+}
+
+swa_status_t swa_score_rows(const swa_model_t *model, swa_run_t *run, const float *x, int64_t n_rows,
+                            const int32_t *targets, double *nll, uint8_t *greedy)
+{
+    int64_t n_blocks = block_count(model->config.vocab_size);
+    head_t head = {.model = model, .run = run, .n_rows = n_rows, .n_blocks = n_blocks, .targets = targets};
+    head.blocks = swa_allocate((size_t)(n_rows * n_blocks), sizeof *head.blocks);
+    head.target_logits = swa_allocate((size_t)n_rows, sizeof *head.target_logits);
+    swa_status_t status = head.blocks && head.target_logits ? run_head(&head, x) : SWA_ERROR_MEMORY;
+    for (int64_t r = 0; status == SWA_OK && r < n_rows; r++)
+        nll[r] = combine(head.blocks + r * n_blocks, n_blocks, head.target_logits[r], targets[r], &greedy[r]);
+    swa_release(head.target_logits);
+    swa_release(head.blocks);
+    return status;
+}
+
+swa_status_t swa_hook_log_prob(const swa_kernels_t *kernels, const float *logits, int64_t m, int64_t vocab_size,
+                               const int64_t *targets, double *nll, uint8_t *greedy)
+{
+    int64_t n_blocks = block_count(vocab_size);
+    block_t *blocks = swa_allocate((size_t)n_blocks, sizeof *blocks);
+    if (!blocks)
+        return SWA_ERROR_MEMORY;
+    float exponentials[VOCABULARY_BLOCK];
+    for (int64_t r = 0; r < m; r++, logits += vocab_size) {
+        for (int64_t b = 0; b < n_blocks; b++) {
+            int64_t column = b * VOCABULARY_BLOCK;
+            blocks[b] = summarise(kernels, logits + column, swa_min(VOCABULARY_BLOCK, vocab_size - column),
+                                  exponentials);
+        }
+        nll[r] = combine(blocks, n_blocks, logits[targets[r]], (int32_t)targets[r], &greedy[r]);
+    }
+    swa_release(blocks);
+    return SWA_OK;
+}

@@ -1,0 +1,409 @@
+/* Packing weights at load, and the small steps that read them. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "model.h"
+
+void *swa_allocate(size_t count, size_t size)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - 64)
+        return NULL;
+    bytes = (bytes + 63) / 64 * 64;
+    if (bytes == 0)
+        bytes = 64;
+    void *memory = aligned_alloc(64, bytes);
+    if (memory)
+        memset(memory, 0, bytes);
+    return memory;
+}
+
+void swa_release(void *memory)
+{
+    free(memory);
+}
+
+/* ---- construction ------------------------------------------------------------------------------------------ */
+
+swa_status_t swa_matrix_allocate(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_t n, int64_t k,
+                                 swa_matrix_t *matrix, size_t *bytes)
+{
+    matrix->n = n;
+    matrix->k = k;
+    matrix->k_padded = swa_round_up(k, 2);
+    matrix->element_size = dtype == SWA_BFLOAT16 ? 2 : 4;
+    size_t count;
+    if (__builtin_mul_overflow((size_t)swa_round_up(n, kernels->panel), (size_t)matrix->k_padded, &count))
+        return SWA_ERROR_MEMORY;
+    matrix->data = swa_allocate(count, matrix->element_size);
+    if (!matrix->data)
+        return SWA_ERROR_MEMORY;
+    *bytes += count * matrix->element_size;
+    return SWA_OK;
+}
+
+static bool make_vector(swa_model_t *model, swa_vector_t *vector, int64_t n)
+{
+    vector->n = n;
+    vector->data = swa_allocate((size_t)n, sizeof(float));
+    model->bytes += (size_t)n * sizeof(float);
+    return vector->data != NULL;
+}
+
+static bool make_linear(swa_model_t *model, swa_linear_t *linear, int64_t n, int64_t k, bool bias)
+{
+    return swa_matrix_allocate(model->kernels, model->dtype, n, k, &linear->matrix, &model->bytes) == SWA_OK &&
+           (!bias || make_vector(model, &linear->bias, n));
+}
+
+static bool make_layer(swa_model_t *model, swa_layer_t *layer)
+{
+    const swa_config_t *c = &model->config;
+    int64_t d = c->hidden_size, q = c->n_heads * c->head_dim, kv = c->n_kv_heads * c->head_dim;
+    return make_vector(model, &layer->input_norm, d) && make_vector(model, &layer->post_attention_norm, d) &&
+           (!c->qk_norm ||
+            (make_vector(model, &layer->q_norm, c->head_dim) && make_vector(model, &layer->k_norm, c->head_dim))) &&
+           make_linear(model, &layer->q, q, d, c->q_bias) && make_linear(model, &layer->k, kv, d, c->k_bias) &&
+           make_linear(model, &layer->v, kv, d, c->v_bias) && make_linear(model, &layer->o, d, q, c->o_bias) &&
+           make_linear(model, &layer->gate, c->intermediate_size, d, c->gate_bias) &&
+           make_linear(model, &layer->up, c->intermediate_size, d, c->up_bias) &&
+           make_linear(model, &layer->down, d, c->intermediate_size, c->down_bias);
+}
+
+/* Every product of two sizes stays far below 2^63. */
+static const char *config_problem(const swa_config_t *c)
+{
+    const int64_t limit = (int64_t)1 << 31;
+    const int64_t sizes[] = {c->vocab_size, c->hidden_size, c->intermediate_size, c->n_layers,
+                             c->n_heads,    c->n_kv_heads,  c->head_dim};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i] < 1 || sizes[i] >= limit)
+            return "every size of the config must be at least 1 and below 2^31";
+    if (c->n_heads * c->head_dim >= limit || c->n_layers > 65536)
+        return "n_heads * head_dim must be below 2^31 and n_layers at most 65536";
+    if (c->n_heads % c->n_kv_heads)
+        return "n_heads must be a multiple of n_kv_heads";
+    if (c->head_dim % 2 || c->head_dim > 1024)
+        return "head_dim must be even and at most 1024";
+    return NULL;
+}
+
+swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, const swa_kernels_t *kernels,
+                              swa_model_t **out, char *message)
+{
+    *out = NULL;
+    const char *problem = config_problem(config);
+    if (problem) {
+        snprintf(message, SWA_MESSAGE_BYTES, "%s", problem);
+        return SWA_ERROR_VALUE;
+    }
+    swa_model_t *model = swa_allocate(1, sizeof *model);
+    if (!model)
+        return SWA_ERROR_MEMORY;
+    model->config = *config;
+    model->dtype = dtype;
+    model->kernels = kernels;
+    model->bf16_activations = dtype == SWA_BFLOAT16 && kernels->panel_bf16;
+    model->inv_freq = swa_allocate((size_t)config->head_dim / 2, sizeof(float));
+    model->layers = swa_allocate((size_t)config->n_layers, sizeof *model->layers);
+    bool ok = model->inv_freq && model->layers && make_vector(model, &model->norm, config->hidden_size) &&
+              make_linear(model, &model->embedding, config->vocab_size, config->hidden_size, false) &&
+              (config->tied || make_linear(model, &model->head, config->vocab_size, config->hidden_size, false));
+    for (int64_t l = 0; ok && l < config->n_layers; l++)
+        ok = make_layer(model, &model->layers[l]);
+    if (!ok) {
+        swa_model_free(model);
+        return SWA_ERROR_MEMORY;
+    }
+    memcpy(model->inv_freq, config->inv_freq, (size_t)config->head_dim / 2 * sizeof(float));
+    model->config.inv_freq = model->inv_freq;
+    *out = model;
+    return SWA_OK;
+}
+
+/* ---- loading ----------------------------------------------------------------------------------------------- */
+
+/* Where a named tensor goes: a matrix or a vector. */
+typedef struct {
+    const char *name;
+    swa_matrix_t *matrix;
+    swa_vector_t *vector;
+} slot_t;
+
+enum { MODEL_SLOTS = 3, LAYER_SLOTS = 18 };
+
+static void model_slots(swa_model_t *model, slot_t slots[MODEL_SLOTS])
+{
+    slots[0] = (slot_t){"embed_tokens", &model->embedding.matrix, NULL};
+    slots[1] = (slot_t){"lm_head", &model->head.matrix, NULL};
+    slots[2] = (slot_t){"norm", NULL, &model->norm};
+}
+
+static void layer_slots(swa_layer_t *layer, slot_t slots[LAYER_SLOTS])
+{
+    const slot_t all[LAYER_SLOTS] = {
+        {"input_layernorm", NULL, &layer->input_norm},
+        {"post_attention_layernorm", NULL, &layer->post_attention_norm},
+        {"q_norm", NULL, &layer->q_norm},
+        {"k_norm", NULL, &layer->k_norm},
+        {"q_proj", &layer->q.matrix, NULL},
+        {"k_proj", &layer->k.matrix, NULL},
+        {"v_proj", &layer->v.matrix, NULL},
+        {"o_proj", &layer->o.matrix, NULL},
+        {"gate_proj", &layer->gate.matrix, NULL},
+        {"up_proj", &layer->up.matrix, NULL},
+        {"down_proj", &layer->down.matrix, NULL},
+        {"q_proj.bias", NULL, &layer->q.bias},
+        {"k_proj.bias", NULL, &layer->k.bias},
+        {"v_proj.bias", NULL, &layer->v.bias},
+        {"o_proj.bias", NULL, &layer->o.bias},
+        {"gate_proj.bias", NULL, &layer->gate.bias},
+        {"up_proj.bias", NULL, &layer->up.bias},
+        {"down_proj.bias", NULL, &layer->down.bias},
+    };
+    memcpy(slots, all, sizeof all);
+}
+
+static bool slot_exists(const slot_t *slot)
+{
+    return slot->matrix ? slot->matrix->data != NULL : slot->vector->n > 0;
+}
+
+static bool slot_complete(const slot_t *slot)
+{
+    return !slot_exists(slot) || (slot->matrix ? slot->matrix->n_loaded == slot->matrix->n : slot->vector->loaded);
+}
+
+static inline float read_source(swa_source_t source, const unsigned char *data, int64_t index)
+{
+    uint16_t half;
+    float value;
+    switch (source) {
+    case SWA_SOURCE_F32:
+        memcpy(&value, data + index * 4, sizeof value);
+        return value;
+    case SWA_SOURCE_F16:
+        memcpy(&half, data + index * 2, sizeof half);
+        return swa_float_from_f16(half);
+    default:
+        memcpy(&half, data + index * 2, sizeof half);
+        return swa_float_from_bf16(half);
+    }
+}
+
+/* bf16 bits of a source element; bf16 sources keep every bit, signalling NaNs included. */
+static inline uint16_t read_source_bf16(swa_source_t source, const unsigned char *data, int64_t index)
+{
+    if (source != SWA_SOURCE_BF16)
+        return swa_bf16_from_float(read_source(source, data, index));
+    uint16_t value;
+    memcpy(&value, data + index * 2, sizeof value);
+    return value;
+}
+
+/* Offset in elements of W[row][p]. */
+static inline int64_t packed_index(int64_t panel, bool pairs, int64_t k_padded, int64_t row, int64_t p)
+{
+    int64_t lane = row % panel, base = row / panel * panel * k_padded;
+    return pairs ? base + p / 2 * 2 * panel + lane * 2 + p % 2 : base + p * panel + lane;
+}
+
+void swa_pack_rows(const swa_kernels_t *kernels, bool pairs, swa_matrix_t *matrix, int64_t row_start, int64_t n_rows,
+                   swa_source_t source, const void *data)
+{
+    const int64_t panel = kernels->panel, k = matrix->k, k_padded = matrix->k_padded;
+    float *out32 = (float *)matrix->data;
+    uint16_t *out16 = (uint16_t *)matrix->data;
+    for (int64_t first = 0; first < n_rows;) { /* the rows that share a panel: writes stay in one cache line */
+        int64_t rows = swa_min(n_rows - first, panel - (row_start + first) % panel);
+        for (int64_t p = 0; p < k; p++) {
+            int64_t step = pairs ? 2 : 1, to = packed_index(panel, pairs, k_padded, row_start + first, p);
+            for (int64_t r = 0; r < rows; r++, to += step) {
+                int64_t from = (first + r) * k + p;
+                if (matrix->element_size == 4)
+                    out32[to] = read_source(source, data, from);
+                else
+                    out16[to] = read_source_bf16(source, data, from);
+            }
+        }
+        first += rows;
+    }
+}
+
+static swa_status_t complain(char *message, const char *tensor, int64_t layer, const char *what)
+{
+    if (layer < 0)
+        snprintf(message, SWA_MESSAGE_BYTES, "%.60s: %s", tensor, what);
+    else
+        snprintf(message, SWA_MESSAGE_BYTES, "layer %lld %.60s: %s", (long long)layer, tensor, what);
+    return SWA_ERROR_VALUE;
+}
+
+swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t layer, int64_t row_start,
+                                 swa_source_t source, const void *data, size_t n_bytes, char *message)
+{
+    slot_t slots[LAYER_SLOTS], *slot = NULL;
+    int n_slots = layer < 0 ? MODEL_SLOTS : LAYER_SLOTS;
+    if (layer >= model->config.n_layers)
+        return complain(message, tensor, layer, "no such layer");
+    if (layer < 0)
+        model_slots(model, slots);
+    else
+        layer_slots(&model->layers[layer], slots);
+    for (int i = 0; i < n_slots && !slot; i++)
+        if (!strcmp(slots[i].name, tensor))
+            slot = &slots[i];
+    if (!slot || !slot_exists(slot))
+        return complain(message, tensor, layer, "this model has no such tensor");
+
+    size_t size = source == SWA_SOURCE_F32 ? 4 : 2;
+    if (slot->vector) {
+        if (row_start != 0 || n_bytes != (size_t)slot->vector->n * size)
+            return complain(message, tensor, layer, "a vector must arrive whole and in its exact length");
+        for (int64_t i = 0; i < slot->vector->n; i++)
+            slot->vector->data[i] = read_source(source, data, i);
+        slot->vector->loaded = true;
+        return SWA_OK;
+    }
+    swa_matrix_t *matrix = slot->matrix;
+    size_t row_bytes = (size_t)matrix->k * size;
+    if (n_bytes == 0 || n_bytes % row_bytes)
+        return complain(message, tensor, layer, "a chunk must hold whole rows");
+    int64_t n_rows = (int64_t)(n_bytes / row_bytes);
+    if (row_start != matrix->n_loaded || n_rows > matrix->n - row_start)
+        return complain(message, tensor, layer, "rows must arrive in order, each once");
+    swa_pack_rows(model->kernels, model->bf16_activations, matrix, row_start, n_rows, source, data);
+    matrix->n_loaded += n_rows;
+    return SWA_OK;
+}
+
+swa_status_t swa_model_finish(swa_model_t *model, char *message)
+{
+    slot_t slots[LAYER_SLOTS];
+    for (int64_t l = -1; l < model->config.n_layers; l++) {
+        int n_slots = l < 0 ? MODEL_SLOTS : LAYER_SLOTS;
+        if (l < 0)
+            model_slots(model, slots);
+        else
+            layer_slots(&model->layers[l], slots);
+        for (int i = 0; i < n_slots; i++)
+            if (!slot_complete(&slots[i]))
+                return complain(message, slots[i].name, l, "the tensor is missing or incomplete");
+    }
+    return SWA_OK;
+}
+
+void swa_model_free(swa_model_t *model)
+{
+    if (!model)
+        return;
+    slot_t slots[LAYER_SLOTS];
+    for (int64_t l = -1; model->layers && l < model->config.n_layers; l++) {
+        int n_slots = l < 0 ? MODEL_SLOTS : LAYER_SLOTS;
+        if (l < 0)
+            model_slots(model, slots);
+        else
+            layer_slots(&model->layers[l], slots);
+        for (int i = 0; i < n_slots; i++)
+            swa_release(slots[i].matrix ? (void *)slots[i].matrix->data : (void *)slots[i].vector->data);
+    }
+    swa_release(model->layers);
+    swa_release(model->inv_freq);
+    swa_release(model);
+}
+
+size_t swa_model_bytes(const swa_model_t *model)
+{
+    return model->bytes;
+}
+
+const swa_config_t *swa_model_config(const swa_model_t *model)
+{
+    return &model->config;
+}
+
+/* ---- reading ----------------------------------------------------------------------------------------------- */
+
+void swa_store_activation(const swa_model_t *model, int64_t n, const float *x, void *activation)
+{
+    if (model->bf16_activations)
+        model->kernels->to_bf16(n, x, activation);
+    else
+        memcpy(activation, x, (size_t)n * sizeof(float));
+}
+
+void swa_multiply(const swa_model_t *model, const swa_linear_t *linear, int64_t m, const void *a, int64_t a_stride,
+                  int64_t column, int64_t columns, float *c, int64_t c_stride)
+{
+    const swa_kernels_t *kernels = model->kernels;
+    const swa_matrix_t *matrix = &linear->matrix;
+    int64_t panel = kernels->panel, k = model->bf16_activations ? matrix->k_padded : matrix->k;
+    /* Blocks of k depend on k alone, so an output's summation order never changes. */
+    int64_t n_blocks = (k + SWA_MAX_K_BLOCK - 1) / SWA_MAX_K_BLOCK;
+    int64_t block = swa_round_up((k + n_blocks - 1) / n_blocks, 2);
+    for (int64_t n = column; n < column + columns; n += panel, c += panel) {
+        const unsigned char *data = matrix->data + (size_t)(n * matrix->k_padded) * matrix->element_size;
+        for (int64_t p = 0; p < k; p += block) {
+            int64_t depth = swa_min(block, k - p);
+            const void *b = data + (size_t)(p * panel) * matrix->element_size;
+            if (model->bf16_activations)
+                kernels->panel_bf16(m, depth, (const uint16_t *)a + p, a_stride, b, c, c_stride, p > 0);
+            else if (model->dtype == SWA_BFLOAT16)
+                kernels->panel_f32_bf16(m, depth, (const float *)a + p, a_stride, b, c, c_stride, p > 0);
+            else
+                kernels->panel_f32(m, depth, (const float *)a + p, a_stride, b, c, c_stride, p > 0);
+        }
+        if (linear->bias.n)
+            for (int64_t row = 0; row < m; row++)
+                kernels->add(swa_min(panel, matrix->n - n), c + row * c_stride, linear->bias.data + n);
+    }
+}
+
+int64_t swa_column_block(const swa_model_t *model, int64_t unit)
+{
+    int64_t block = unit;
+    while (block % model->kernels->panel)
+        block += unit;
+    return block * swa_max(1, 512 / block);
+}
+
+const swa_linear_t *swa_head(const swa_model_t *model)
+{
+    return model->config.tied ? &model->embedding : &model->head;
+}
+
+void swa_embed(const swa_model_t *model, int32_t token, float *x)
+{
+    const swa_matrix_t *matrix = &model->embedding.matrix;
+    for (int64_t p = 0; p < matrix->k; p++) {
+        int64_t at = packed_index(model->kernels->panel, model->bf16_activations, matrix->k_padded, token, p);
+        x[p] = matrix->element_size == 4 ? ((const float *)matrix->data)[at]
+                                         : swa_float_from_bf16(((const uint16_t *)matrix->data)[at]);
+    }
+}
+
+void swa_norm_activation(const swa_model_t *model, const swa_vector_t *weight, const float *x, float *row, void *out)
+{
+    model->kernels->rms_norm(weight->n, x, weight->data, model->config.rms_norm_eps, row);
+    swa_store_activation(model, weight->n, row, out);
+}
+
+void swa_rope_angles(const swa_model_t *model, int64_t position, float *cosines, float *sines)
+{
+    const swa_config_t *c = &model->config;
+    for (int64_t i = 0; i < c->head_dim / 2; i++) {
+        float angle = (float)position * c->inv_freq[i]; /* float32, as the models were trained with */
+        cosines[i] = (float)cos((double)angle) * c->rope_scale;
+        sines[i] = (float)sin((double)angle) * c->rope_scale;
+    }
+}
+
+void swa_finish_head(const swa_model_t *model, const swa_vector_t *norm, const float *cosines, const float *sines,
+                     float *head)
+{
+    const swa_config_t *c = &model->config;
+    if (norm->n)
+        model->kernels->rms_norm(c->head_dim, head, norm->data, c->rms_norm_eps, head);
+    model->kernels->rope(c->head_dim / 2, head, cosines, sines);
+}
