@@ -252,8 +252,8 @@ static PyObject *hook_log_prob(PyObject *Py_UNUSED(module), PyObject *args, PyOb
 static swa_status_t compute_round_trip(swa_call_t *base)
 {
     hook_call_t *c = (hook_call_t *)base;
-    swa_hook_bf16_round_trip(PyArray_DATA(c->in[0]), PyArray_DIM(c->in[0], 0), PyArray_DATA(c->out[0]));
-    return SWA_OK;
+    return swa_hook_bf16_round_trip(c->kernels, PyArray_DATA(c->in[0]), PyArray_DIM(c->in[0], 0),
+                                    PyArray_DATA(c->out[0]));
 }
 
 static PyObject *hook_bf16_round_trip(PyObject *Py_UNUSED(module), PyObject *bits)

@@ -106,6 +106,6 @@ void swa_hook_rms_norm(const swa_kernels_t *kernels, const float *x, const float
 void swa_hook_silu_mul(const swa_kernels_t *kernels, const float *gate, const float *up, int64_t n, float *out);
 swa_status_t swa_hook_log_prob(const swa_kernels_t *kernels, const float *logits, int64_t m, int64_t vocab_size,
                                const int64_t *targets, double *nll, uint8_t *greedy);
-void swa_hook_bf16_round_trip(const uint16_t *in, int64_t n, uint16_t *out);
+swa_status_t swa_hook_bf16_round_trip(const swa_kernels_t *kernels, const uint16_t *in, int64_t n, uint16_t *out);
 
 #endif

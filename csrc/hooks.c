@@ -1,0 +1,160 @@
+/* Test hooks: one kernel or driver at a time, reached through the same functions as a whole run. */
+#include "attention.h"
+#include "parallel.h"
+
+/* Just enough of a model for the drivers. */
+static swa_model_t bare_model(const swa_kernels_t *kernels, swa_dtype_t dtype)
+{
+    swa_model_t model = {.dtype = dtype, .kernels = kernels};
+    model.bf16_activations = dtype == SWA_BFLOAT16 && kernels->panel_bf16;
+    return model;
+}
+
+static void load_activation(const swa_model_t *model, int64_t n, const void *activation, float *x)
+{
+    if (!model->bf16_activations) {
+        memcpy(x, activation, (size_t)n * sizeof(float));
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        x[i] = swa_float_from_bf16(((const uint16_t *)activation)[i]);
+}
+
+/* ---- attention ----------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    swa_model_t model;
+    swa_kv_t kv;
+    swa_mask_t mask;
+    int64_t n_tokens, stride;
+    unsigned char *queries, *out; /* activation rows [n_tokens] */
+    swa_attention_scratch_t *scratch;
+} attention_t;
+
+static void attend_rows(void *context, int64_t task, int thread)
+{
+    const attention_t *a = context;
+    int64_t first = task * SWA_QUERY_BLOCK, end = swa_min(a->n_tokens, first + SWA_QUERY_BLOCK);
+    size_t offset = (size_t)(first * a->stride) * swa_activation_size(&a->model);
+    swa_attend(&a->model, &a->kv, a->mask, first, end, 0, a->model.config.n_heads, a->queries + offset,
+               a->out + offset, a->stride, &a->scratch[thread]);
+}
+
+swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *q,
+                                const float *k, const float *v, int64_t n_tokens, int64_t n_heads,
+                                int64_t n_kv_heads, int64_t head_dim, int64_t window, int64_t sinks,
+                                int64_t full_from, float *out)
+{
+    const int64_t width = n_heads * head_dim;
+    attention_t a = {.model = bare_model(kernels, dtype), .mask = {window, sinks, full_from}, .n_tokens = n_tokens};
+    a.model.config.n_heads = n_heads;
+    a.stride = swa_activation_stride(width);
+    a.kv = swa_kv_layout(kernels, a.model.bf16_activations, n_kv_heads, head_dim, n_tokens);
+    const size_t row_bytes = (size_t)a.stride * swa_activation_size(&a.model);
+    const size_t scratch_bytes = (swa_attention_scratch_bytes(&a.kv) + 63) / 64 * 64;
+    unsigned char *kv_memory = swa_allocate(swa_kv_bytes(&a.kv), 1);
+    unsigned char *scratch_memory = swa_allocate((size_t)n_threads, scratch_bytes);
+    a.queries = swa_allocate((size_t)n_tokens, row_bytes);
+    a.out = swa_allocate((size_t)n_tokens, row_bytes);
+    a.scratch = swa_allocate((size_t)n_threads, sizeof *a.scratch);
+    swa_status_t status = SWA_ERROR_MEMORY;
+    if (kv_memory && scratch_memory && a.queries && a.out && a.scratch) {
+        status = SWA_OK;
+        swa_kv_place(&a.kv, kv_memory);
+        for (int i = 0; i < n_threads; i++)
+            swa_attention_scratch_place(&a.scratch[i], &a.kv, scratch_memory + (size_t)i * scratch_bytes);
+        for (int64_t t = 0; t < n_tokens; t++) {
+            swa_store_activation(&a.model, width, q + t * width, a.queries + (size_t)t * row_bytes);
+            for (int64_t g = 0; g < n_kv_heads; g++) {
+                swa_kv_store_key(&a.kv, t, g, k + (t * n_kv_heads + g) * head_dim);
+                swa_kv_store_value(&a.kv, t, g, v + (t * n_kv_heads + g) * head_dim);
+            }
+        }
+        swa_parallel_for(n_threads, (n_tokens + SWA_QUERY_BLOCK - 1) / SWA_QUERY_BLOCK, attend_rows, &a);
+        for (int64_t t = 0; t < n_tokens; t++)
+            load_activation(&a.model, width, a.out + (size_t)t * row_bytes, out + t * width);
+    }
+    swa_release(kv_memory);
+    swa_release(scratch_memory);
+    swa_release(a.queries);
+    swa_release(a.out);
+    swa_release(a.scratch);
+    return status;
+}
+
+/* ---- products ------------------------------------------------------------------------------------------------ */
+
+typedef struct {
+    swa_model_t model;
+    swa_linear_t linear;
+    int64_t m, block; /* output columns per task */
+    unsigned char *x; /* activation rows [m] */
+    float *columns;   /* [n_threads][m][block] */
+    float *out;
+} linear_t;
+
+static void multiply_columns(void *context, int64_t task, int thread)
+{
+    const linear_t *l = context;
+    const swa_matrix_t *matrix = &l->linear.matrix;
+    int64_t column = task * l->block, columns = swa_min(l->block, matrix->n - column);
+    float *own = l->columns + (int64_t)thread * l->m * l->block;
+    swa_multiply(&l->model, &l->linear, l->m, l->x, swa_activation_stride(matrix->k), column, columns, own, l->block);
+    for (int64_t r = 0; r < l->m; r++)
+        memcpy(l->out + r * matrix->n + column, own + r * l->block, (size_t)columns * sizeof(float));
+}
+
+swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *x,
+                             const float *w, int64_t m, int64_t n, int64_t k, float *out)
+{
+    linear_t l = {.model = bare_model(kernels, dtype), .m = m, .out = out};
+    l.block = swa_column_block(&l.model, 1);
+    const size_t row_bytes = (size_t)swa_activation_stride(k) * swa_activation_size(&l.model);
+    size_t weight_bytes = 0;
+    swa_status_t status = swa_matrix_allocate(kernels, dtype, n, k, &l.linear.matrix, &weight_bytes);
+    l.x = swa_allocate((size_t)m, row_bytes);
+    l.columns = swa_allocate((size_t)n_threads * (size_t)m, (size_t)l.block * sizeof(float));
+    if (!l.x || !l.columns)
+        status = SWA_ERROR_MEMORY;
+    if (status == SWA_OK) {
+        swa_pack_rows(kernels, l.model.bf16_activations, &l.linear.matrix, 0, n, SWA_SOURCE_F32, w);
+        for (int64_t r = 0; r < m; r++)
+            swa_store_activation(&l.model, k, x + r * k, l.x + (size_t)r * row_bytes);
+        swa_parallel_for(n_threads, (n + l.block - 1) / l.block, multiply_columns, &l);
+    }
+    swa_release(l.linear.matrix.data);
+    swa_release(l.x);
+    swa_release(l.columns);
+    return status;
+}
+
+/* ---- rows ---------------------------------------------------------------------------------------------------- */
+
+void swa_hook_rms_norm(const swa_kernels_t *kernels, const float *x, const float *weight, int64_t m, int64_t n,
+                       float eps, float *out)
+{
+    for (int64_t r = 0; r < m; r++)
+        kernels->rms_norm(n, x + r * n, weight, eps, out + r * n);
+}
+
+void swa_hook_silu_mul(const swa_kernels_t *kernels, const float *gate, const float *up, int64_t n, float *out)
+{
+    kernels->silu_mul(n, gate, up, out);
+}
+
+swa_status_t swa_hook_bf16_round_trip(const swa_kernels_t *kernels, const uint16_t *in, int64_t n, uint16_t *out)
+{
+    swa_model_t model = bare_model(kernels, SWA_BFLOAT16);
+    swa_matrix_t *matrix = &model.embedding.matrix; /* one input: token i is element i */
+    size_t bytes = 0;
+    if (swa_matrix_allocate(kernels, SWA_BFLOAT16, n, 1, matrix, &bytes) != SWA_OK)
+        return SWA_ERROR_MEMORY;
+    swa_pack_rows(kernels, model.bf16_activations, matrix, 0, n, SWA_SOURCE_BF16, in);
+    for (int64_t i = 0; i < n; i++) {
+        float x;
+        swa_embed(&model, (int32_t)i, &x);
+        out[i] = (uint16_t)(swa_bits_from_float(x) >> 16);
+    }
+    swa_release(matrix->data);
+    return SWA_OK;
+}
