@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 
@@ -16,14 +18,24 @@ def dumps_document(value: dict[str, Any]) -> str:
     return _spread(value, "") + "\n"
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes, parse_int: Callable[[str], Any] = int) -> Any:
     """Parse JSON, refusing what the standard forbids and Python lets pass.
+
+    `parse_int` makes a value of the text of an integer.
 
     Raises:
         ValueError: not UTF-8, not JSON, NaN or an infinity, a key given twice, nested too deep.
     """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")  # or Python would take UTF-16 as well
     try:
-        return json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
+        return json.loads(
+            text,
+            parse_int=parse_int,
+            parse_float=_finite,
+            parse_constant=_refuse,
+            object_pairs_hook=_unique,
+        )
     except RecursionError:
         raise ValueError("nested too deep") from None
 
@@ -36,6 +48,13 @@ def _spread(value: Any, indent: str) -> str:
     if isinstance(value, (list, tuple)) and any(isinstance(v, (list, tuple)) for v in value):
         return "[\n" + ",\n".join(inner + dumps_line(v) for v in value) + f"\n{indent}]"
     return dumps_line(value)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is beyond the range of numbers")
+    return value
 
 
 def _refuse(constant: str) -> None:

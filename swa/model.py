@@ -511,9 +511,9 @@ def _load_engine(
     engine = _core.Engine(checkpoint.config.engine_dict(), dtype=dtype, num_threads=num_threads)
     _require_memory("the weights", engine.weight_bytes, 'load with dtype="bfloat16"')
     with tqdm(
-        total=checkpoint.n_parameters,
+        total=checkpoint.n_bytes,
         desc=f"loading {os.path.basename(checkpoint.source)}",
-        unit="",
+        unit="B",
         unit_scale=True,
         disable=not progress,
         leave=False,

@@ -14,6 +14,9 @@ from swa.fields import Fields
 
 F32: TypeAlias = npt.NDArray[np.float32]
 
+# Far beyond every model; within them no recipe can overflow or divide by zero.
+MAX_THETA, MAX_PARAMETER = 1e20, 1e9
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -59,12 +62,12 @@ def read_rope(fields: Fields, theta: float, head_dim: int, original_length: int)
         key = "rope_type" if "rope_type" in fields else "type"
         fields.unsupported(key, f"swa supports {', '.join(_RECIPES)}")
     theta = fields.number("rope_theta", theta, above=1.0)
+    if theta > MAX_THETA:
+        fields.unsupported("rope_theta", f"it must be at most {MAX_THETA:g}")
     fields.require("partial_rotary_factor", [1])
     recipe = _Recipe(fields, theta, head_dim, original_length)
     inv_freq, attention_factor = _RECIPES[rope_type](recipe)
     fields.refuse_unread(())
-    if not (np.isfinite(inv_freq).all() and math.isfinite(np.float32(attention_factor))):
-        fields.unsupported("factor", "the frequencies are not finite")
     parameters = {"rope_type": rope_type, "rope_theta": theta, **recipe.used}
     return Rope(rope_type, theta, tuple(inv_freq.tolist()), attention_factor, parameters)
 
@@ -78,8 +81,11 @@ class _Recipe:
         self.used: dict[str, Any] = {}
 
     def number(self, key: str, default: float | None = None) -> float:
-        self.used[key] = self.fields.number(key, default)
-        return float(self.used[key])
+        value = self.fields.number(key, default)
+        if not 1 / MAX_PARAMETER <= value <= MAX_PARAMETER:
+            self.fields.malformed(key, f"must be from {1 / MAX_PARAMETER:g} to {MAX_PARAMETER:g}")
+        self.used[key] = value
+        return value
 
     def original_length(self) -> int:
         key = "original_max_position_embeddings"
@@ -90,7 +96,7 @@ class _Recipe:
         """float32 [head_dim / 2]: theta^(2 i / head_dim), correctly rounded on every machine."""
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
         base = float(np.float32(self.theta))
-        return (base ** exponents.astype(np.float64)).astype(np.float32)
+        return np.power(base, exponents.astype(np.float64)).astype(np.float32)
 
 
 def _default(recipe: _Recipe) -> tuple[F32, float]:
