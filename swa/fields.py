@@ -88,13 +88,13 @@ class Fields:
         value = self._values.get(key)
         name = self._prefix + key
         raise UnsupportedModelError(
-            f"{name} is {_brief(value)}: {why}", key=name, value=value, file=self._file
+            f"{name} is {brief(value)}: {why}", key=name, value=value, file=self._file
         )
 
     def malformed(self, key: str, why: str) -> NoReturn:
         """Raise CheckpointError for `key`."""
         name, value = self._prefix + key, self._values.get(key)
-        what = f"{name} is missing: it" if value is None else f"{name} is {_brief(value)}: it"
+        what = f"{name} is missing: it" if value is None else f"{name} is {brief(value)}: it"
         raise CheckpointError(f"{what} {why}", file=self._file)
 
     def _get(self, key: str, default: Any) -> Any:
@@ -102,6 +102,7 @@ class Fields:
         return default if value is None else value
 
 
-def _brief(value: object) -> str:
+def brief(value: object) -> str:
+    """The repr of a value, cut short: hostile input may be long."""
     text = repr(value)
     return text if len(text) <= 100 else text[:97] + "..."

@@ -96,7 +96,8 @@ class _Recipe:
         """float32 [head_dim / 2]: theta^(2 i / head_dim), correctly rounded on every machine."""
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
         base = float(np.float32(self.theta))
-        return np.power(base, exponents.astype(np.float64)).astype(np.float32)
+        wavelengths: F32 = (base ** exponents.astype(np.float64)).astype(np.float32)
+        return wavelengths
 
 
 def _default(recipe: _Recipe) -> tuple[F32, float]:

@@ -21,7 +21,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 CHUNK_BYTES = 16 << 20
 # What of a tensor goes into the fingerprint: all of a small one, else this many samples.
@@ -140,7 +140,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, FileStamp]:
     """The config of a folder. Raises CheckpointError."""
     path = folder / CONFIG
     if not os.path.exists(path):
-        hint = "give the .gguf file itself" if any(folder.glob("*.gguf")) else "it has none"
+        hint = "give the .gguf file itself" if ".gguf" in _suffixes(folder) else "it has none"
         raise CheckpointError(
             f"a folder of a checkpoint has a {CONFIG}: {hint}", file=folder, rule="config"
         )
@@ -157,12 +157,19 @@ def _require_weights(folder: Path) -> None:
     if os.path.exists(folder / WEIGHTS):
         return
     message = f"it has neither {WEIGHTS} nor {INDEX}"
-    if any(path.suffix in _PICKLES for path in folder.iterdir()):
+    if _suffixes(folder) & _PICKLES:
         message += (
             ", and files of PyTorch are not read because they can run code: convert them with"
             " transformers, AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)"
         )
     raise CheckpointError(message, file=folder, rule="weights")
+
+
+def _suffixes(folder: Path) -> set[str]:
+    try:
+        return {path.suffix for path in folder.iterdir()}
+    except OSError:  # it only serves to explain an error better
+        return set()
 
 
 def read_index(path: Path) -> tuple[dict[str, str], FileStamp]:

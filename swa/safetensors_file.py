@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, TypeAlias, cast
 
 from swa import jsonio
 from swa.errors import CheckpointError, UnsupportedModelError
+from swa.fields import brief
 from swa.weight_files import MAX_JSON_BYTES, OpenFile
 
 Dtype: TypeAlias = Literal["F32", "F16", "BF16"]
@@ -85,14 +86,13 @@ def _parse(raw: bytes, path: object) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise CheckpointError("the header does not begin with {", file=path, rule="header-json")
     try:
-        header = jsonio.loads(raw, parse_int=_unsigned)
+        header: dict[str, Any] = jsonio.loads(raw, parse_int=_unsigned)
         for name in header:
             name.encode()  # Python lets half a surrogate pair pass
     except ValueError as error:
         raise CheckpointError(
             f"the header is not valid JSON: {error}", file=path, rule="header-json"
         ) from error
-    assert isinstance(header, dict)  # it begins with {
     return header
 
 
@@ -125,7 +125,7 @@ def _entry(name: str, value: object, start: int, path: object) -> TensorEntry:
         fail("dtype must be text", "entry")
     if dtype not in ITEM_BYTES:
         raise UnsupportedModelError(
-            f"dtype {dtype!r} is not supported: swa reads {', '.join(ITEM_BYTES)}",
+            f"dtype {brief(dtype)} is not supported: swa reads {', '.join(ITEM_BYTES)}",
             key="dtype",
             value=dtype,
             file=path,
@@ -140,10 +140,10 @@ def _entry(name: str, value: object, start: int, path: object) -> TensorEntry:
     for size in (1, *shape):
         n_bytes *= size
         if n_bytes >= _LIMIT:  # refused even if a later zero would make the product fit
-            fail(f"the size of shape {shape} overflows", "shape-overflow")
+            fail(f"the size of shape {brief(shape)} overflows", "shape-overflow")
     begin, end = offsets
     if end - begin != n_bytes:
-        fail(f"{dtype} {shape} takes {n_bytes} bytes, data_offsets {offsets} do not", "byte-size")
+        fail(f"{dtype} {brief(shape)} takes {n_bytes} bytes, not {end - begin}", "byte-size")
     return TensorEntry(cast(Dtype, dtype), tuple(shape), start + begin, n_bytes)
 
 
