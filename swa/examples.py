@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import operator
@@ -22,7 +23,10 @@ from swa.tokenizer import Tokenizer, is_chat
 
 @dataclass(frozen=True, repr=False)
 class Example:
-    """Token ids of a prompt and of its answer; neither is empty. Raises ExampleError."""
+    """Token ids of a prompt and of its answer, any integers; neither is empty.
+
+    Whether the model has such tokens is for the model to check. Raises ExampleError.
+    """
 
     prompt_ids: tuple[int, ...]
     answer_ids: tuple[int, ...]
@@ -31,15 +35,9 @@ class Example:
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "answer_ids"):
-            ids = getattr(self, name)
-            try:
-                object.__setattr__(self, name, tuple(map(operator.index, ids)))
-            except TypeError:
-                raise ExampleError(f"{name} must be integers") from None
-            if not getattr(self, name):
-                raise ExampleError(f"{name} is empty: at least one token is needed")
-        if not isinstance(self.task, str) or not self.task:
-            raise ExampleError(f"task must be a text that is not empty, not {self.task!r}")
+            object.__setattr__(self, name, _token_ids(getattr(self, name), name))
+        if not isinstance(self.task, str) or not self.task or not self.task.isprintable():
+            raise ExampleError(f"task must be printable text that is not empty, not {self.task!r}")
 
     @property
     def prompt_len(self) -> int:
@@ -59,8 +57,9 @@ def from_jsonl(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None)
     """Read examples, one JSON object a line; blank lines and a byte order mark do not count.
 
     A line has `prompt` (text, or chat messages) or `prompt_ids`, and `answer` (text) or
-    `answer_ids`; `task` if it likes. Other keys are left alone. A text prompt gets the special
-    tokens that belong before it once, messages get the chat template, answers get nothing.
+    `answer_ids`; `task` if it likes. Null counts as absent, other keys are left alone. A text
+    prompt gets the special tokens that belong before it once, messages get the chat template,
+    answers get nothing.
 
     Args:
         path: a UTF-8 file.
@@ -76,20 +75,19 @@ def from_jsonl(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None)
     first_line: dict[Example, int] = {}
     repeats: list[str] = []
     examples: list[Example] = []
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    example = _from_line(line, tokenizer)
-                except ExampleError as error:
-                    raise ExampleError(f"{os.fspath(path)}:{number}: {error}") from error
-                if first_line.setdefault(example, number) != number:
-                    repeats.append(f"{number} (as {first_line[example]})")
-                examples.append(example)
-        except UnicodeDecodeError as error:
-            raise ExampleError(f"{os.fspath(path)}: not UTF-8 text: {error}") from error
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            try:
+                example = _from_line(line, tokenizer)
+            except ExampleError as error:
+                raise ExampleError(f"{os.fspath(path)}:{number}: {error}") from error
+            if first_line.setdefault(example, number) != number:
+                repeats.append(f"{number} (as {first_line[example]})")
+            examples.append(example)
     if not examples:
         raise ExampleError(f"{os.fspath(path)}: no examples in this file")
     if repeats:
@@ -173,7 +171,19 @@ copy = partial(synthetic, tasks=("copy",))
 """`synthetic` with a passage of the text to be recalled."""
 
 
-def _from_line(line: str, tokenizer: Tokenizer | None) -> Example:
+def _token_ids(ids: Iterable[Any], name: str) -> tuple[int, ...]:
+    try:
+        given = tuple(map(operator.index, ids))
+    except TypeError:
+        raise ExampleError(f"{name} must be integers") from None
+    if not given:
+        raise ExampleError(f"{name} is empty: at least one token is needed")
+    if any(isinstance(i, bool) for i in given):  # would be written as true and false
+        raise ExampleError(f"{name} must be integers, not booleans")
+    return given
+
+
+def _from_line(line: bytes, tokenizer: Tokenizer | None) -> Example:
     try:
         fields = jsonio.loads(line)
     except ValueError as error:
@@ -182,7 +192,8 @@ def _from_line(line: str, tokenizer: Tokenizer | None) -> Example:
         raise ExampleError("must be a JSON object")
     prompt = _side(fields, "prompt", tokenizer.encode_prompt if tokenizer else None)
     answer = _side(fields, "answer", tokenizer.encode_answer if tokenizer else None)
-    return Example(prompt, answer, fields.get("task", "default"))
+    task = fields.get("task")
+    return Example(prompt, answer, "default" if task is None else task)
 
 
 def _side(

@@ -15,6 +15,8 @@ from typing import Literal
 from swa.errors import ExampleError
 
 Split = Literal["calibration", "heldout"]
+SPLITS: tuple[Split, Split] = ("calibration", "heldout")
+"""Of two halves, of a text or a list of words, the first and the second one's name."""
 
 _DATA = Path(__file__).parent / "data"
 _SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*$""")
@@ -48,7 +50,7 @@ class Haystack:
         if len(self.sentence_starts) < 2:
             raise ExampleError(
                 "the haystack needs at least two sentences, so that calibration and held-out"
-                " examples share none: give a longer text"
+                " examples share none: give a longer text, or a file's name as a pathlib.Path"
             )
         middle = bisect_right(self.sentence_starts, len(self.words) // 2)
         at = min(middle, len(self.sentence_starts) - 1)
@@ -76,16 +78,18 @@ def read_haystack(split: Split, source: str | os.PathLike[str] | None = None) ->
         source: a text (str) or a UTF-8 file of one (a path object); None: the shipped text.
 
     Raises:
-        ExampleError: too short, or not UTF-8.
+        ExampleError: an unknown split; a text too short, or not UTF-8.
         OSError: the file cannot be read.
     """
+    if split not in SPLITS:
+        raise ExampleError(f"there is no split {split!r}: choose from {', '.join(SPLITS)}")
     if source is None:
         return _shipped(split)
     try:
         text = source if isinstance(source, str) else Path(source).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ExampleError(f"{source}: not UTF-8 text: {error}") from error
-    return Haystack.from_text(text).halves()[("calibration", "heldout").index(split)]
+    return Haystack.from_text(text).halves()[SPLITS.index(split)]
 
 
 @lru_cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from swa.errors import ExampleError
-from swa.haystack import Haystack, Split
+from swa.haystack import SPLITS, Haystack, Split
 from swa.tokenizer import Tokenizer
 
 CUE_TOKENS, COPY_TOKENS = 24, 32
@@ -140,7 +140,7 @@ def build(
         raise ExampleError(f"there is no task {task!r}: choose from {', '.join(TASKS)}")
     hidden = TASKS[task](draw, split)
     first = draw.below(len(haystack.sentence_starts))
-    passage = haystack.passage(first, max(prompt_tokens, 1))
+    passage = haystack.passage(first, max(prompt_tokens, CUE_TOKENS + COPY_TOKENS))
     n_depths = max(len(hidden.needles), 1)
     low, high = DEPTH
     # One in each of as many equal parts, so that needles do not crowd.
@@ -156,34 +156,34 @@ def build(
         text = f"{_INTRODUCTION}\n\n{''.join(pieces).lstrip()}\n\n{hidden.question}"
         return tokenizer.encode_prompt([{"role": "user", "content": text}] if chat else f"{text}\n")
 
-    def fill(n_lead: int) -> tuple[list[int], int]:
-        found = _fill(encode, passage.words, prompt_tokens - n_lead)
+    def fill(n_lead: int, least_words: int) -> tuple[list[int], int]:
+        found = _fill(encode, passage.words, prompt_tokens - n_lead, least_words)
         if found is None:
             raise ExampleError(
                 f"prompt_tokens is {prompt_tokens}: task {task!r} needs at least"
-                f" {len(encode(1)) + n_lead} with this tokenizer"
+                f" {len(encode(least_words)) + n_lead} with this tokenizer"
             )
         return found
 
     if hidden.needles:
         lead, answer = _split_reply(tokenizer, hidden)
-        prompt, _ = fill(len(lead))
+        prompt, _ = fill(len(lead), 1)
     else:
-        prompt, n_words = fill(CUE_TOKENS)
+        prompt, n_words = fill(CUE_TOKENS, _recallable_words(tokenizer, passage))
         lead, answer = _recall(tokenizer, passage, n_words, depths[0])
     return (*prompt, *lead), tuple(answer)
 
 
 def _fill(
-    encode: Callable[[int, int], list[int]], words: Sequence[str], budget: int
+    encode: Callable[[int, int], list[int]], words: Sequence[str], budget: int, least_words: int
 ) -> tuple[list[int], int] | None:
     """The longest encoding of at most `budget` tokens, and its whole words; None: none fits."""
     n_words = bisect_right(range(len(words)), budget, key=lambda n: len(encode(n, 0))) - 1
-    if n_words < 1:
+    if n_words < least_words:
         return None
     best = encode(n_words, 0), n_words
     # A word more is too much: go on by characters, if need be from a few words before.
-    for n in range(n_words, max(n_words - 4, 0), -1):
+    for n in range(n_words, max(n_words - 4, least_words - 1), -1):
         for n_characters in range(1, 24):
             if len(best[0]) == budget:
                 return best
@@ -205,16 +205,30 @@ def _recall(
     tokenizer: Tokenizer, passage: Haystack, n_words: int, depth: float
 ) -> tuple[list[int], list[int]]:
     """Cue and continuation: the tokens from a sentence's start on, at the depth or before it."""
-    needed = CUE_TOKENS + COPY_TOKENS
     last = _place(passage, n_words, depth)
     for place in reversed(passage.sentence_starts[: passage.sentence_starts.index(last) + 1]):
-        recalled = "".join(passage.words[place : min(place + needed, n_words)])
-        ids = tokenizer.encode(recalled.strip())
-        if len(ids) >= needed:
-            return ids[:CUE_TOKENS], ids[CUE_TOKENS:needed]
+        ids = _recallable(tokenizer, passage, place, n_words)
+        if len(ids) == CUE_TOKENS + COPY_TOKENS:
+            break
+    return ids[:CUE_TOKENS], ids[CUE_TOKENS:]
+
+
+def _recallable(tokenizer: Tokenizer, passage: Haystack, place: int, end: int) -> list[int]:
+    """The tokens from the word at `place` on; fewer than are recalled if the text ends before."""
+    needed = CUE_TOKENS + COPY_TOKENS
+    text = "".join(passage.words[place : min(place + needed, end)])
+    return tokenizer.encode(text.strip())[:needed]
+
+
+def _recallable_words(tokenizer: Tokenizer, passage: Haystack) -> int:
+    """With how many words the passage's beginning can be recalled. Raises ExampleError: never."""
+    needed = CUE_TOKENS + COPY_TOKENS
+    for n_words in range(1, needed + 1):
+        if len(_recallable(tokenizer, passage, 0, n_words)) == needed:
+            return n_words
     raise ExampleError(
-        f"a text of {n_words} words is too short to recall {needed} tokens of it: raise"
-        " prompt_tokens"
+        f"the tokenizer makes fewer than {needed} tokens of {needed} words of the haystack: leave"
+        " out task 'copy', or give a haystack in the model's language"
     )
 
 
@@ -233,4 +247,4 @@ def _keys(draw: Draw, split: Split, n: int) -> list[str]:
 
 
 def _own(words: str, split: Split) -> list[str]:
-    return words.split()[("calibration", "heldout").index(split) :: 2]
+    return words.split()[SPLITS.index(split) :: 2]

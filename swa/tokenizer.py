@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import operator
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import cached_property
 from itertools import takewhile
@@ -39,6 +41,7 @@ _FILES = (
     "vocab.json",
     "merges.txt",
 )
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 cannot write
 _SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
 
 
@@ -68,8 +71,9 @@ class Tokenizer:
         Raises:
             TokenizerError: bos_token or eos_token is not in the vocabulary.
         """
-        backend.no_truncation()
-        backend.no_padding()
+        with _library_errors("the tokenizer cannot be used"):
+            backend.no_truncation()
+            backend.no_padding()
         self.backend = backend
         self.chat_template = chat_template
         self.bos_token, self.eos_token = bos_token, eos_token
@@ -79,6 +83,7 @@ class Tokenizer:
             **{name: token for name, token in named.items() if token is not None},
         }
         self._files: dict[str, Path] = {}  # what `save` copies; without any, it writes
+        self._recognise_special_tokens()
         self.bos_token_id = self._special_id("bos_token")
         eos = self._special_id("eos_token")
         self.eos_token_ids: tuple[int, ...] = () if eos is None else (eos,)
@@ -105,10 +110,8 @@ class Tokenizer:
         file = path if path.is_file() else folder / "tokenizer.json"
         if not file.is_file():
             raise TokenizerError(_missing(folder))
-        try:
+        with _library_errors(f"{file}: not a tokenizer"):
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing more specific
-            raise TokenizerError(f"{file}: not a tokenizer: {error}") from error
         map_file, config_file = folder / "special_tokens_map.json", folder / "tokenizer_config.json"
         config = _read_object(config_file)
         special = _special_tokens(_read_object(map_file), map_file)
@@ -152,12 +155,10 @@ class Tokenizer:
             InputError: the text is no valid Unicode.
             TokenizerError: it has no token for something in the text, not even an unknown one.
         """
-        try:
+        if not isinstance(text, str) or _SURROGATE.search(text):
+            raise InputError("what is encoded must be a string of valid Unicode")
+        with _library_errors("the tokenizer fails on this text"):
             encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
-        except (UnicodeEncodeError, TypeError) as error:
-            raise InputError("what is encoded must be a string of valid Unicode") from error
-        except Exception as error:  # the library raises nothing more specific
-            raise TokenizerError(f"the tokenizer fails on this text: {error}") from error
         if not add_special_tokens:
             return encoding.ids
         added = encoding.special_tokens_mask
@@ -171,14 +172,17 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of `ids`; an unfinished character at an end becomes U+FFFD.
 
-        Raises InputError if an id is negative or no integer; unknown ids have no text.
+        Unknown ids have no text.
+
+        Raises:
+            InputError: an id is negative, beyond 32 bits or no integer.
+            TokenizerError: the tokenizer fails on these ids.
         """
-        try:
-            return self.backend.decode(
-                [operator.index(i) for i in ids], skip_special_tokens=skip_special_tokens
-            )
-        except (OverflowError, TypeError) as error:
-            raise InputError(f"these are not token ids: {error}") from error
+        plain = _integers(ids, "what is decoded must be token ids")
+        if any(not 0 <= i < 2**32 for i in plain):
+            raise InputError("token ids go from 0 to 2**32 - 1")
+        with _library_errors("the tokenizer fails on these ids"):
+            return self.backend.decode(plain, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True) -> str:
         """The text of a chat, as transformers renders it, but on a fixed day (TEMPLATE_DATE).
@@ -224,11 +228,13 @@ class Tokenizer:
             return self.encode(prompt, add_special_tokens=True)
         if is_chat(prompt):
             return self.encode(self.apply_chat_template(prompt))
-        return _integers(prompt, "prompt")
+        return _integers(prompt, "the prompt must be text, messages or token ids")
 
     def encode_answer(self, answer: str | Iterable[int]) -> list[int]:
         """Token ids of an answer, text (nothing is added) or ids. Raises InputError."""
-        return self.encode(answer) if isinstance(answer, str) else _integers(answer, "answer")
+        if isinstance(answer, str):
+            return self.encode(answer)
+        return _integers(answer, "the answer must be text or token ids")
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the files that `from_folder` reads into an existing folder. Raises OSError."""
@@ -274,16 +280,40 @@ class Tokenizer:
             )
         return token_id
 
-    def _start_texts_with_bos(self, bos: int) -> None:
-        if bos not in self.backend.encode("a").ids:
-            self.backend.post_processor = tokenizers.processors.TemplateProcessing(
-                single=[self.bos_token, "$A"], special_tokens=[(self.bos_token, bos)]
+    def _recognise_special_tokens(self) -> None:
+        """Have those that the vocabulary holds found in a text, as transformers does."""
+        with _library_errors("its special tokens cannot be added"):
+            found = {token.content for token in self.backend.get_added_tokens_decoder().values()}
+            self.backend.add_special_tokens(
+                [
+                    token
+                    for token in self._special_tokens.values()
+                    if token not in found and self.backend.token_to_id(token) is not None
+                ]
             )
+
+    def _start_texts_with_bos(self, bos: int) -> None:
+        with _library_errors(f"bos_token {self.bos_token!r} cannot be put before texts"):
+            if bos not in self.backend.encode("").ids:
+                self.backend.post_processor = tokenizers.processors.TemplateProcessing(
+                    single=[self.bos_token, "$A"], special_tokens=[(self.bos_token, bos)]
+                )
 
 
 def is_chat(prompt: object) -> TypeGuard[Messages]:
     """Whether `prompt` is meant as a list of messages."""
     return isinstance(prompt, Sequence) and any(isinstance(part, Mapping) for part in prompt)
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """Turn errors of the tokenizers library, and panics of its Rust code, into TokenizerError."""
+    try:
+        yield
+    except BaseException as error:  # what it raises has no class of its own
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(f"{what}: {error}") from error
+        raise
 
 
 def _missing(folder: Path) -> str:
@@ -380,7 +410,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
 def _plain_messages(messages: Messages) -> list[dict[str, Any]]:
     """A copy out of plain JSON types, so that a template meets no other object."""
     try:
-        plain: list[dict[str, Any]] = json.loads(json.dumps(list(messages)))
+        plain: list[dict[str, Any]] = json.loads(json.dumps(list(messages), default=_as_dict))
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"messages must be plain data: {error}") from error
     if not plain:
@@ -391,11 +421,20 @@ def _plain_messages(messages: Messages) -> list[dict[str, Any]]:
     return plain
 
 
-def _integers(ids: Iterable[Any], what: str) -> list[int]:
+def _as_dict(value: object) -> dict[Any, Any]:
+    """Of mappings that are no dict."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} is none")
+
+
+def _integers(ids: Iterable[Any], rule: str) -> list[int]:
+    if isinstance(ids, (bytes, bytearray)):  # text that somebody forgot to decode
+        raise InputError(f"{rule}, not bytes")
     try:
         return [operator.index(i) for i in ids]
-    except TypeError:
-        raise InputError(f"the {what} must be text, messages or integer token ids") from None
+    except TypeError as error:
+        raise InputError(f"{rule}: {error}") from None
 
 
 def _sandbox() -> Environment:
