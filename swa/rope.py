@@ -115,9 +115,10 @@ def _llama3(recipe: _Recipe) -> tuple[F32, float]:
     if high <= low:
         recipe.fields.malformed("high_freq_factor", "must be above low_freq_factor")
     inv_freq = 1.0 / recipe.wavelengths()
-    period = 2 * math.pi / inv_freq  # positions per turn
+    # Positions per turn; torch divides a number by a tensor as number * (1 / tensor).
+    period = 1.0 / inv_freq * (2 * math.pi)
     stretched = np.where(period > length / low, inv_freq / factor, inv_freq)
-    share = (length / period - low) / (high - low)
+    share = (1.0 / period * length - low) / (high - low)
     blended = (1 - share) * stretched / factor + share * stretched
     between = (period >= length / high) & (period <= length / low)
     return np.where(between, blended, stretched), 1.0
