@@ -114,8 +114,7 @@ class GgufCheckpoint(Checkpoint):
         self.weight_files = (self._stamp,)
         self.dtypes = frozenset(stored.kind.name for _, stored in self._slots)
         self.n_bytes = sum(
-            ITEM_BYTES[_AS_STORED.get(stored.kind.name, "F32")] * math.prod(stored.shape)
-            for _, stored in self._slots
+            ITEM_BYTES[_dtype(stored.kind)] * math.prod(stored.shape) for _, stored in self._slots
         )
 
     def parameters(self) -> Iterator[Chunk]:
@@ -136,7 +135,6 @@ class GgufCheckpoint(Checkpoint):
         """A vector whole; a matrix in rows, or in heads if permuted, of about CHUNK_BYTES."""
         (_, tensor, layer, shape), stored = slot
         kind, head_dim = stored.kind, self.config.head_dim
-        dtype = _AS_STORED.get(kind.name, "F32")
         permuted = _PERMUTED[self.config.model_type] and tensor.startswith(("q_proj", "k_proj"))
         n_rows, n_columns = shape if len(shape) == 2 else (1, shape[0])
         row_bytes = n_columns // kind.block_items * kind.block_bytes
@@ -148,15 +146,18 @@ class GgufCheckpoint(Checkpoint):
             values = _numbers(raw, kind, n_columns)
             if permuted:
                 values = _unpermuted(values.reshape(-1, *shape[1:]), head_dim)
-            yield Chunk(
-                tensor, layer, row, _AS_STORED.get(kind.name, "F32"), memoryview(values).cast("B")
-            )
+            yield Chunk(tensor, layer, row, _dtype(kind), values.data.cast("B"))
+
+
+def _dtype(kind: NumberType) -> Dtype:
+    """The type in which numbers are yielded: their own, if the engine takes it."""
+    return _AS_STORED.get(kind.name, "F32")
 
 
 def _numbers(raw: bytes, kind: NumberType, n_columns: int) -> npt.NDArray[Any]:
-    """Rows [n, n_columns] as stored, if the engine takes that type, else as float32."""
-    if dtype := _AS_STORED.get(kind.name):
-        return np.frombuffer(raw, _FORMATS[dtype]).reshape(-1, n_columns)
+    """Rows [n, n_columns] of whole blocks, in the type of `_dtype`."""
+    if kind.name in _AS_STORED:
+        return np.frombuffer(raw, _FORMATS[_dtype(kind)]).reshape(-1, n_columns)
     from gguf import GGMLQuantizationType, dequantize
 
     blocks = np.frombuffer(raw, np.uint8)
@@ -288,7 +289,11 @@ def _read_rope(
             parameters={**rope.parameters, "attn_factor": attn_factor},
         )
     factors = header.tensors.get(_ROPE_FACTORS)
-    return rope if factors is None else rope.divided_by(_read_factors(file, factors, head_dim))
+    if factors is not None:
+        rope = rope.divided_by(_read_factors(file, factors, head_dim))
+    if not np.isfinite(np.array([*rope.inv_freq, rope.attention_factor], np.float32)).all():
+        fields.unsupported("rope.freq_base", "scaled, the frequencies are not finite")
+    return rope
 
 
 def _read_factors(file: OpenFile, stored: GgufTensor, head_dim: int) -> npt.NDArray[np.float32]:

@@ -12,7 +12,7 @@ from tokenizers import normalizers, pre_tokenizers
 
 from swa.errors import TokenizerError
 from swa.fields import Fields
-from swa.tokenizer import Tokenizer
+from swa.tokenizer import Tokenizer, library_errors
 
 _NO_VOCABULARY = ("none", "no_vocab")
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # types of a token; others are found by merging
@@ -87,11 +87,9 @@ def rebuild_tokenizer(metadata: Mapping[str, Any], *, file: object) -> Tokenizer
         types = array("i", bytes(4 * len(tokens)))
     if not isinstance(types, array) or len(types) != len(tokens):
         raise TokenizerError(f"{file}: token_type must have one number for each token")
+    with library_errors(f"{file}: the tokenizer cannot be rebuilt"):
+        backend = _backend(recipe, tokens, types, _texts(fields, "merges"))
     named = _named_tokens(fields, tokens)
-    try:
-        backend = _backend(recipe, tokens, types, _texts(fields, "merges"), set(named.values()))
-    except Exception as error:  # the library raises nothing more specific
-        raise TokenizerError(f"{file}: the tokenizer cannot be rebuilt: {error}") from error
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"{file}: tokenizer.chat_template must be text")
@@ -106,15 +104,16 @@ def rebuild_tokenizer(metadata: Mapping[str, Any], *, file: object) -> Tokenizer
 
 
 def _backend(
-    recipe: _Recipe, tokens: list[str], types: array[int], merges: list[str], special: set[str]
+    recipe: _Recipe, tokens: list[str], types: array[int], merges: list[str]
 ) -> tokenizers.Tokenizer:
     """Byte-level BPE; tokens of the types CONTROL and USER_DEFINED are found in the text first."""
     ids = {token: i for i, token in enumerate(tokens) if types[i] != _UNUSED}
-    if len(ids) != len(tokens) - types.count(_UNUSED):
-        raise ValueError("a token is listed twice")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError("a merge is not two tokens with a space between")
+    if "" in ids or len(ids) != len(tokens) - types.count(_UNUSED):
+        raise ValueError("a token is empty or listed twice")
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
+    for left, right in pairs:  # the library panics on some that do not fit
+        if not {left, right, left + right} <= ids.keys():
+            raise ValueError(f"the merge of {left!r} and {right!r} needs a token that is not there")
     backend = tokenizers.Tokenizer(
         tokenizers.models.BPE(vocab=ids, merges=pairs, ignore_merges=recipe.ignore_merges)
     )
@@ -122,11 +121,11 @@ def _backend(
         backend.normalizer = recipe.normalizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(list(recipe.pre_tokenizers))
     backend.decoder = tokenizers.decoders.ByteLevel()
-    added = []
-    for token, i in ids.items():
-        is_special = types[i] == _CONTROL or token in special
-        if is_special or types[i] == _USER_DEFINED:
-            added.append(tokenizers.AddedToken(token, normalized=False, special=is_special))
+    added = [
+        tokenizers.AddedToken(token, normalized=False, special=types[i] == _CONTROL)
+        for token, i in ids.items()
+        if types[i] in (_CONTROL, _USER_DEFINED)
+    ]
     backend.add_tokens(added)
     return backend
 

@@ -71,7 +71,7 @@ class Tokenizer:
         Raises:
             TokenizerError: bos_token or eos_token is not in the vocabulary.
         """
-        with _library_errors("the tokenizer cannot be used"):
+        with library_errors("the tokenizer cannot be used"):
             backend.no_truncation()
             backend.no_padding()
         self.backend = backend
@@ -110,7 +110,7 @@ class Tokenizer:
         file = path if path.is_file() else folder / "tokenizer.json"
         if not file.is_file():
             raise TokenizerError(_missing(folder))
-        with _library_errors(f"{file}: not a tokenizer"):
+        with library_errors(f"{file}: not a tokenizer"):
             backend = tokenizers.Tokenizer.from_file(str(file))
         map_file, config_file = folder / "special_tokens_map.json", folder / "tokenizer_config.json"
         config = _read_object(config_file)
@@ -157,7 +157,7 @@ class Tokenizer:
         """
         if not isinstance(text, str) or _SURROGATE.search(text):
             raise InputError("what is encoded must be a string of valid Unicode")
-        with _library_errors("the tokenizer fails on this text"):
+        with library_errors("the tokenizer fails on this text"):
             encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
         if not add_special_tokens:
             return encoding.ids
@@ -181,7 +181,7 @@ class Tokenizer:
         plain = _integers(ids, "what is decoded must be token ids")
         if any(not 0 <= i < 2**32 for i in plain):
             raise InputError("token ids go from 0 to 2**32 - 1")
-        with _library_errors("the tokenizer fails on these ids"):
+        with library_errors("the tokenizer fails on these ids"):
             return self.backend.decode(plain, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True) -> str:
@@ -282,7 +282,7 @@ class Tokenizer:
 
     def _recognise_special_tokens(self) -> None:
         """Have those that the vocabulary holds found in a text, as transformers does."""
-        with _library_errors("its special tokens cannot be added"):
+        with library_errors("its special tokens cannot be added"):
             found = {token.content for token in self.backend.get_added_tokens_decoder().values()}
             self.backend.add_special_tokens(
                 [
@@ -293,7 +293,7 @@ class Tokenizer:
             )
 
     def _start_texts_with_bos(self, bos: int) -> None:
-        with _library_errors(f"bos_token {self.bos_token!r} cannot be put before texts"):
+        with library_errors(f"bos_token {self.bos_token!r} cannot be put before texts"):
             if bos not in self.backend.encode("").ids:
                 self.backend.post_processor = tokenizers.processors.TemplateProcessing(
                     single=[self.bos_token, "$A"], special_tokens=[(self.bos_token, bos)]
@@ -306,7 +306,7 @@ def is_chat(prompt: object) -> TypeGuard[Messages]:
 
 
 @contextmanager
-def _library_errors(what: str) -> Iterator[None]:
+def library_errors(what: str) -> Iterator[None]:
     """Turn errors of the tokenizers library, and panics of its Rust code, into TokenizerError."""
     try:
         yield
