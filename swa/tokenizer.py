@@ -41,6 +41,7 @@ _FILES = (
     "vocab.json",
     "merges.txt",
 )
+_ADDED_TOKEN_KEYS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half a character, which UTF-8 cannot write
 _SLOW_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "tekken.json")
 
@@ -165,6 +166,8 @@ class Tokenizer:
         n_before = len(list(takewhile(bool, added)))
         n_after = len(list(takewhile(bool, reversed(added[n_before:]))))
         ids = encoding.ids[: len(added) - n_after]
+        if all(added):  # no text, so nothing tells what comes before it from what comes after
+            ids = [i for i in ids if i == self.bos_token_id]
         while len(ids) > 1 and ids[0] == ids[1] == self.bos_token_id:
             del ids[0]
         return ids
@@ -294,10 +297,13 @@ class Tokenizer:
 
     def _start_texts_with_bos(self, bos: int) -> None:
         with library_errors(f"bos_token {self.bos_token!r} cannot be put before texts"):
-            if bos not in self.backend.encode("").ids:
-                self.backend.post_processor = tokenizers.processors.TemplateProcessing(
-                    single=[self.bos_token, "$A"], special_tokens=[(self.bos_token, bos)]
-                )
+            if bos in self.backend.encode("").ids:
+                return
+            self.backend.post_processor = tokenizers.processors.TemplateProcessing(
+                single=[self.bos_token, "$A"], special_tokens=[(self.bos_token, bos)]
+            )
+            if self.backend.encode("").ids != [bos]:
+                raise ValueError("it means something else in a template")
 
 
 def is_chat(prompt: object) -> TypeGuard[Messages]:
@@ -373,7 +379,7 @@ def _add_missing_tokens(
     try:
         declared = {
             int(token_id): tokenizers.AddedToken(
-                **{key: value for key, value in token.items() if key != "__type"}
+                **{key: value for key, value in token.items() if key in _ADDED_TOKEN_KEYS}
             )
             for token_id, token in (config.get("added_tokens_decoder") or {}).items()
         }
@@ -395,7 +401,10 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     text = _read_text(folder / "chat_template.jinja")
     if text is not None:
         return text
-    for settings in (_read_object(folder / "chat_template.json"), config):
+    for file, settings in (
+        (folder / "chat_template.json", _read_object(folder / "chat_template.json")),
+        (folder / "tokenizer_config.json", config),
+    ):
         found = settings.get("chat_template")
         if isinstance(found, list):  # several, named
             named = [t for t in found if isinstance(t, dict) and t.get("name") == "default"]
@@ -403,7 +412,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
         if isinstance(found, str):
             return found
         if found is not None:
-            raise TokenizerError(f"{folder}: chat_template must be a string")
+            raise TokenizerError(f"{file}: chat_template must be a string")
     return None
 
 
