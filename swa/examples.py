@@ -173,14 +173,15 @@ copy = partial(synthetic, tasks=("copy",))
 
 def _token_ids(ids: Iterable[Any], name: str) -> tuple[int, ...]:
     try:
-        given = tuple(map(operator.index, ids))
+        given = tuple(ids)
+        plain = tuple(map(operator.index, given))
     except TypeError:
         raise ExampleError(f"{name} must be integers") from None
-    if not given:
-        raise ExampleError(f"{name} is empty: at least one token is needed")
-    if any(isinstance(i, bool) for i in given):  # would be written as true and false
+    if any(isinstance(i, bool) for i in given):  # a mask, most likely
         raise ExampleError(f"{name} must be integers, not booleans")
-    return given
+    if not plain:
+        raise ExampleError(f"{name} is empty: at least one token is needed")
+    return plain
 
 
 def _from_line(line: bytes, tokenizer: Tokenizer | None) -> Example:
