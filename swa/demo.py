@@ -306,8 +306,9 @@ class Demo:
 
         examples = len(self.full.without_tail.tasks)
         table = Table(title=f"Held-out answers ({examples} examples), nats per token")
-        table.add_column("attention")
-        for heading in ("NLL", "gap closed", "exact", "NLL, tail", "gap closed", "exact"):
+        table.add_column("attention", no_wrap=True)
+        tail = f"tail {self.settings.tail_tokens}:"
+        for heading in ("NLL", "gap\nclosed", "exact", f"{tail}\nNLL", "gap\nclosed", "exact"):
             table.add_column(heading, justify="right")
         for variant in self.variants:
             cells = [

@@ -138,7 +138,7 @@ def test_json_is_all_of_stdout(here, checkpoint, examples, capsys):
 
 
 def test_without_examples_the_built_in_mix_is_used_and_said(here, checkpoint, capsys):
-    built_in = ["--prompt-tokens", "900", "--examples-per-task", "1", "--seed", "3"]
+    built_in = ["--examples-per-task", "1", "--prompt-tokens", "900", "--seed", "3"]
     assert main(["score", checkpoint, *SCORE, *built_in]) == 0
     assert (
         "built-in retrieval tasks (num, num4, words, copy; calibration" in capsys.readouterr().err
@@ -175,6 +175,7 @@ def test_eval_warns_when_the_policy_applied_was_not_the_one_scored(
     scored, checkpoint, examples, capsys
 ):
     assert main(["select", "scores.json", "--layers", "1"]) == 0
+    capsys.readouterr()
     run = ["eval", checkpoint, "--examples", examples, "--policy", "policy.json", *RUN, "--json"]
     assert main([*run, "--tail-tokens", "8"]) == 0
     out, err = capsys.readouterr()

@@ -93,16 +93,14 @@ def test_weights_that_are_not_numbers_are_reported(tmp_path: Path, examples):
         evaluate(swa.load(folder, dtype="float32", num_threads=1), examples)
 
 
-finite = st.floats(allow_nan=False, allow_infinity=False)
-rows = st.lists(st.tuples(finite, st.booleans(), st.text()), min_size=1, max_size=5)
+nats = st.floats(0, 1e6)
+rows = st.lists(st.tuples(nats, st.booleans(), st.text()), min_size=1, max_size=5)
 
 
 @given(rows, st.sampled_from([None, POLICY, POLICY.with_full_layers([1], 3)]), st.text())
 def test_json_round_trip(rows, policy, name):
     nll, greedy, tasks = zip(*rows, strict=True)
     evaluation = Evaluation(nll, greedy, tasks, policy, name, "f" * 64, "float32", "e" * 64)
-    if not math.isfinite(sum(nll)):
-        return  # a mean that overflows is no measurement
     assert Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict()))) == evaluation
 
 

@@ -266,7 +266,7 @@ def test_weights_that_cannot_fit_are_refused(folder: Path, monkeypatch: pytest.M
 
 def test_repr(folder: Path, model: Model) -> None:
     assert repr(model).startswith(
-        "Model tiny-llama (llama, 4 layers)\n  weights    float32, 0 MiB\n"
+        "Model tiny-llama (llama, 4 layers)\n  weights    float32, 1 MiB\n"
     )
     assert "  attention  full\n" in repr(model)
     assert "up to 256 tokens" in repr(model)
