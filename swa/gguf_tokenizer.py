@@ -87,9 +87,9 @@ def rebuild_tokenizer(metadata: Mapping[str, Any], *, file: object) -> Tokenizer
         types = array("i", bytes(4 * len(tokens)))
     if not isinstance(types, array) or len(types) != len(tokens):
         raise TokenizerError(f"{file}: token_type must have one number for each token")
+    merges, named = _texts(fields, "merges"), _named_tokens(fields, tokens)
     with library_errors(f"{file}: the tokenizer cannot be rebuilt"):
-        backend = _backend(recipe, tokens, types, _texts(fields, "merges"))
-    named = _named_tokens(fields, tokens)
+        backend = _backend(recipe, tokens, types, merges)
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"{file}: tokenizer.chat_template must be text")

@@ -1,0 +1,778 @@
+"""GGUF files: every number, every key, logits against transformers; hostile files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import struct
+import sys
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from builders import tiny_checkpoint
+from checkpoint_files import from_bf16, read_tensors
+from gguf import GGMLQuantizationType as Type
+from gguf_files import Stored, from_folder, gguf_name
+from hf_reference import Transformers
+
+import swa
+from swa import gguf_checkpoint, gguf_file
+from swa.checkpoint import Checkpoint, open_checkpoint
+from swa.errors import CheckpointError, SwaError, TokenizerError, UnsupportedModelError
+from swa.weight_files import open_regular
+
+IDS = np.random.default_rng(7).integers(0, 250, 150).tolist()  # beyond the 64 that RoPE scales from
+
+
+def _dequantised() -> list[Type]:
+    """All that the installed gguf package dequantises."""
+    kinds = []
+    for kind, (_, block_bytes) in gguf.GGML_QUANT_SIZES.items():
+        with contextlib.suppress(NotImplementedError):
+            gguf.quants.dequantize(np.zeros((1, block_bytes), np.uint8), kind)
+            kinds.append(kind)
+    return kinds
+
+
+DEQUANTISED = _dequantised()
+REFUSED = [kind for kind in gguf.GGML_QUANT_SIZES if kind not in DEQUANTISED]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tiny checkpoint folder."""
+    return lambda family="llama", **options: tiny_checkpoint(
+        tmp_path / "folder", family, num_hidden_layers=2, **options
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "gguf" / "model.gguf"
+
+
+@pytest.fixture(autouse=True)
+def _directory(path: Path) -> None:
+    path.parent.mkdir()
+
+
+def loaded(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """The tensors that the chunks make up, by transformers' names; BF16 as uint16 bits."""
+    parts: dict[str, list[np.ndarray]] = {}
+    rows: dict[str, int] = {}
+    n_bytes = 0
+    for chunk in checkpoint.parameters():
+        name = hf_name(chunk.tensor, chunk.layer)
+        values = np.frombuffer(chunk.data, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[chunk.dtype])
+        shape = shape_of(checkpoint, name)
+        if len(shape) == 2:
+            values = values.reshape(-1, shape[1])
+        assert chunk.row_start == rows.get(name, 0)
+        rows[name] = chunk.row_start + len(values)
+        parts.setdefault(name, []).append(values)
+        n_bytes += len(chunk.data)
+    assert n_bytes == checkpoint.n_bytes
+    tensors = {name: np.concatenate(part) for name, part in parts.items()}
+    assert {name: x.shape for name, x in tensors.items()} == {
+        name: shape_of(checkpoint, name) for name in tensors
+    }
+    return tensors
+
+
+def hf_name(tensor: str, layer: int) -> str:
+    if layer < 0:
+        stem = {"embed_tokens": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
+        return f"{stem[tensor]}.weight"
+    tensor, _, bias = tensor.partition(".")
+    place = {"q": "self_attn.", "k": "self_attn.", "v": "self_attn.", "o": "self_attn."}
+    block = place.get(tensor[0], "mlp.") if tensor.endswith("_proj") else ""
+    return f"model.layers.{layer}.{block}{tensor}.{bias or 'weight'}"
+
+
+def shape_of(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
+    c = checkpoint.config
+    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    outputs = {"q": queries, "k": keys, "v": keys, "o": c.hidden_size, "g": c.intermediate_size}
+    outputs |= {"u": c.intermediate_size, "d": c.hidden_size}
+    inputs = {"o": queries, "d": c.intermediate_size}
+    stem = name.split(".")[-2]
+    if stem in ("embed_tokens", "lm_head"):
+        return c.vocab_size, c.hidden_size
+    if not stem.endswith("_proj"):
+        return (c.hidden_size,)
+    bias = name.endswith(".bias")
+    n = outputs[stem[0]]
+    return (n,) if bias else (n, inputs.get(stem[0], c.hidden_size))
+
+
+def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
+    """Bit for bit, NaN included."""
+    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+
+# ---- numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {}),
+        ("llama", {"tied": True, "attention_bias": True, "mlp_bias": True}),
+        ("llama", {"num_key_value_heads": 1, "head_dim": 24}),
+        ("qwen2", {"tied": True}),
+        ("qwen2", {"num_key_value_heads": 4}),
+    ],
+)
+def test_parameters_are_the_originals(
+    tiny: Callable[..., Path], path: Path, family: str, options: dict[str, Any], kind: Type
+) -> None:
+    folder = tiny(family, **options)
+    from_folder(folder, path, kind=kind)
+    checkpoint = open_checkpoint(path)
+    ours, originals = loaded(checkpoint), read_tensors(folder)
+    assert ours.keys() == originals.keys()
+    for name, x in originals.items():
+        if x.ndim == 2 and kind != Type.F32:
+            expected = x.astype(np.float16)
+            if kind == Type.BF16:
+                bits = gguf.quants.quantize(x, Type.BF16).view(np.uint16)
+                assert np.abs(from_bf16(bits) - x).max() <= np.abs(x).max() / 256
+                expected = bits
+            assert same_bits(ours[name], expected), name
+        else:
+            assert same_bits(ours[name], x), name
+    assert checkpoint.dtypes == {"F32", kind.name}
+    assert checkpoint.config.tie_word_embeddings == options.get("tied", False)
+    assert checkpoint.folder is None
+    assert [stamp.path for stamp in checkpoint.weight_files] == [path]
+
+
+@pytest.mark.parametrize("kind", DEQUANTISED, ids=lambda kind: kind.name)
+def test_every_quantisation(
+    tiny: Callable[..., Path],
+    path: Path,
+    kind: Type,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Random blocks: the gguf package's numbers, and Q and K rows back in their places.
+
+    Read in chunks of one head, or of a few rows where nothing is permuted.
+    """
+    monkeypatch.setattr(gguf_checkpoint, "CHUNK_BYTES", 5 * 256 * 4)
+    folder = tiny(hidden_size=256, intermediate_size=256, head_dim=64, num_key_value_heads=2)
+    rng = np.random.default_rng(kind.value)
+
+    def requantise(stored: dict[str, Stored]) -> None:
+        block_items, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        for name, (x, _) in stored.items():
+            if x.ndim == 2:
+                n_bytes = x.shape[1] // block_items * block_bytes
+                blocks = rng.integers(0, 256, (x.shape[0], n_bytes), np.uint8)
+                stored[name] = blocks, kind
+
+    stored = from_folder(folder, path, edit=requantise)
+    ours = loaded(open_checkpoint(path))
+    for name, values in ours.items():
+        data, stored_kind = stored[gguf_name(name)]
+        if stored_kind == Type.F16:
+            expected = data.view(np.float16)
+        elif stored_kind == Type.BF16:
+            expected = data.view(np.uint16)
+        else:
+            with np.errstate(all="ignore"):
+                expected = gguf.quants.dequantize(data, stored_kind)
+        if "q_proj" in name or "k_proj" in name:
+            # Row i of a head's first half is row 2 i of the file, of its second half row 2 i + 1.
+            order = [
+                h + 2 * i + half
+                for h in range(0, len(expected), 64)
+                for half in (0, 1)
+                for i in range(32)
+            ]
+            expected = expected[order]
+        assert same_bits(values, expected), name
+
+
+@pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.name)
+def test_types_that_gguf_cannot_dequantise(
+    tiny: Callable[..., Path], path: Path, kind: Type
+) -> None:
+    def retype(stored: dict[str, Stored]) -> None:
+        block_items, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        x, _ = stored["blk.1.ffn_up.weight"]
+        raw = np.zeros((x.shape[0], x.shape[1] // block_items * block_bytes), np.uint8)
+        plain = {"F64": np.float64, "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": int}
+        dtype = plain.get(kind.name)
+        stored["blk.1.ffn_up.weight"] = raw.view(dtype) if dtype else raw, kind
+
+    from_folder(tiny(hidden_size=256, head_dim=64), path, edit=retype)
+    with pytest.raises(UnsupportedModelError, match=kind.name) as caught:
+        open_checkpoint(path)
+    assert (caught.value.tensor, caught.value.rule) == ("blk.1.ffn_up.weight", "dtype")
+    assert caught.value.file == str(path)
+
+
+def test_the_common_types_are_among_those_tested() -> None:
+    names = {kind.name for kind in DEQUANTISED}
+    assert names >= {"F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"}
+    assert names >= {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "IQ3_S", "MXFP4"}
+
+
+# ---- keys -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("rope", ["default", "linear", "yarn", "llama3"])
+def test_the_config_is_that_of_the_folder(
+    tiny: Callable[..., Path], path: Path, family: str, rope: str
+) -> None:
+    folder = tiny(family, rope=rope, attention_bias=True, mlp_bias=True)
+    from_folder(folder, path)
+    ours, theirs = open_checkpoint(path).config, open_checkpoint(folder).config
+    assert ours.rms_norm_eps == pytest.approx(theirs.rms_norm_eps)  # float32 in GGUF
+    ours_inv_freq = np.array(ours.rope.inv_freq, np.float32)
+    theirs_inv_freq = np.array(theirs.rope.inv_freq, np.float32)
+    if rope == "llama3":
+        np.testing.assert_allclose(ours_inv_freq, theirs_inv_freq, rtol=1e-6)
+        assert np.abs(1 / theirs_inv_freq[-1] - 1 / ours_inv_freq[-1]) < 1
+    else:
+        assert same_bits(ours_inv_freq, theirs_inv_freq)
+    assert ours.rope.attention_factor == theirs.rope.attention_factor
+    same = {"rms_norm_eps": 1e-5, "rope": theirs.rope, "eos_token_ids": ()}
+    assert replace(ours, **same) == replace(theirs, **same)
+
+
+def test_keys_that_may_be_absent(tiny: Callable[..., Path], path: Path) -> None:
+    absent = ["attention.key_length", "attention.value_length", "rope.dimension_count"]
+    absent += ["rope.freq_base", "attention.head_count_kv", "vocab_size"]
+    folder = tiny(num_key_value_heads=4, rope_theta=10000.0)
+    from_folder(folder, path, keys=dict.fromkeys(absent))
+    config = open_checkpoint(path).config
+    assert (config.head_dim, config.num_key_value_heads, config.vocab_size) == (16, 4, 258)
+    assert config.rope.inv_freq == open_checkpoint(folder).config.rope.inv_freq
+
+
+def test_yarn_with_all_of_its_keys(tiny: Callable[..., Path], path: Path) -> None:
+    scaling = {"beta_fast": 20.0, "beta_slow": 2.0}
+    folder = tiny(
+        "qwen2",
+        rope="yarn",
+        overrides={
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+                **scaling,
+            },
+        },
+    )
+    keys = {f"rope.scaling.yarn_{key}": value for key, value in scaling.items()}
+    keys |= {"rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.finetuned": True}
+    from_folder(folder, path, keys=keys)
+    plain = open_checkpoint(path).config.rope
+    assert plain.inv_freq == open_checkpoint(folder).config.rope.inv_freq
+    assert plain.attention_factor == pytest.approx(0.1 * np.log(4) + 1)
+    from_folder(folder, path, keys={**keys, "rope.scaling.attn_factor": 0.5})
+    rope = open_checkpoint(path).config.rope
+    assert rope.attention_factor == pytest.approx(0.5 * plain.attention_factor)
+    assert rope.inv_freq == plain.inv_freq
+    from_folder(folder, path, keys={"rope.scaling.yarn_beta_fast": 8.0})
+    assert open_checkpoint(path).config.rope.inv_freq != plain.inv_freq
+
+
+def test_scaling_type_none_and_the_old_key(tiny: Callable[..., Path], path: Path) -> None:
+    """As in llama.cpp: "none" ignores the factor; without a type a factor is linear."""
+    default = open_checkpoint(tiny()).config.rope.inv_freq
+    folder = tiny(rope="linear")
+    linear = open_checkpoint(folder).config.rope.inv_freq
+    from_folder(folder, path, keys={"rope.scaling.type": "none"})
+    assert open_checkpoint(path).config.rope.inv_freq == default != linear
+    from_folder(folder, path, keys={"rope.scaling.type": None})
+    assert open_checkpoint(path).config.rope.inv_freq == linear
+    old = {"rope.scaling.type": None, "rope.scaling.factor": None, "rope.scale_linear": 4.0}
+    from_folder(folder, path, keys=old)
+    assert open_checkpoint(path).config.rope.inv_freq == linear
+
+
+def test_eos_tokens(tiny: Callable[..., Path], path: Path) -> None:
+    keys = {"/tokenizer.ggml.eos_token_id": 3, "/tokenizer.ggml.eot_token_id": 7}
+    from_folder(tiny(), path, keys=keys)
+    assert open_checkpoint(path).config.eos_token_ids == (3, 7)
+    from_folder(tiny(), path, keys={**keys, "/tokenizer.ggml.eot_token_id": 3})
+    assert open_checkpoint(path).config.eos_token_ids == (3,)
+    from_folder(tiny(), path, keys={"/tokenizer.ggml.eos_token_id": 258})
+    with pytest.raises(CheckpointError, match="eos_token_id is 258"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("/general.architecture", "gemma2"),
+        ("/general.type", "adapter"),
+        ("/general.quantization_version", 1),
+        ("/split.count", 2),
+        ("expert_count", 8),
+        ("expert_used_count", 2),
+        ("attention.sliding_window", 4096),
+        ("attention.sliding_window_pattern", 4),
+        ("attention.causal", False),
+        ("attention.scale", 0.1),
+        ("attention.value_length", 8),
+        ("rope.dimension_count", 8),
+        ("attention.head_count", [4, 2]),
+        ("attention.head_count_kv", [2, 1]),
+        ("feed_forward_length", [96, 48]),
+        ("final_logit_softcapping", 30.0),
+        ("logit_scale", 0.5),
+        ("residual_scale", 0.5),
+        ("embedding_scale", 12.0),
+        ("rope.scaling.type", "longrope"),
+        ("rope.scaling.alpha", 2.0),
+        ("rope.scaling.yarn_attn_factor", 1.0),
+        ("rope.scaling.yarn_log_multiplier", 0.1),
+        ("rope.scaling.yarn_ext_factor", 1.0),  # without yarn
+        ("tensor_data_layout", "another"),
+        ("a.key.of.tomorrow", 1),
+    ],
+)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_what_the_engine_does_not_follow_is_refused(
+    tiny: Callable[..., Path], path: Path, family: str, key: str, value: object
+) -> None:
+    folder = tiny(family)
+    from_folder(folder, path, keys={"attention.sliding_window": 0, "expert_count": 0})
+    open_checkpoint(path)  # what says that there is none is harmless
+    if key.startswith("/general.architecture"):
+        content = path.read_bytes()
+        needle = struct.pack("<Q", len(family)) + family.encode()
+        other = struct.pack("<Q", len(family)) + b"gemma2"[: len(family)]
+        path.write_bytes(content.replace(needle, other, 1))
+        value = "gemma2"[: len(family)]
+    else:
+        path.unlink()
+        if key == "/general.quantization_version":
+            _write_with_quantization_version(folder, path, 1)
+        else:
+            from_folder(folder, path, keys={key: value})
+    with pytest.raises(UnsupportedModelError) as caught:
+        open_checkpoint(path)
+    assert caught.value.key == (key[1:] if key.startswith("/") else f"{family}.{key}")
+    found = caught.value.value
+    assert (list(found) if isinstance(value, list) else found) == pytest.approx(value)
+    assert str(path) in str(caught.value)
+    assert repr(found) in str(caught.value)
+
+
+def _write_with_quantization_version(folder: Path, path: Path, version: int) -> None:
+    from_folder(folder, path)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"general.quantization_version") + len("general.quantization_version") + 4
+    content[at : at + 4] = struct.pack("<I", version)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("block_count", None),
+        ("block_count", 3),
+        ("block_count", 0),
+        ("context_length", None),
+        ("embedding_length", 128),
+        ("embedding_length", -1),
+        ("feed_forward_length", 2**31),
+        ("attention.head_count", 3),
+        ("attention.head_count", 0),
+        ("attention.head_count_kv", 3),
+        ("attention.key_length", 17),
+        ("attention.key_length", 2048),
+        ("attention.layer_norm_rms_epsilon", float("nan")),
+        ("attention.layer_norm_rms_epsilon", None),
+        ("rope.freq_base", 0.0),
+        ("rope.freq_base", float("inf")),
+        ("rope.scaling.factor", 0.0),
+        ("rope.scaling.attn_factor", 3e38),
+        ("/general.alignment", 48),
+        ("/general.alignment", "32"),
+        ("/tokenizer.ggml.eos_token_id", "</s>"),
+    ],
+)
+def test_contradictions_are_refused(
+    tiny: Callable[..., Path], path: Path, key: str, value: object
+) -> None:
+    if isinstance(value, int) and not 0 <= value < 2**32:
+        value %= 2**32
+    scaled = {"rope.scaling.type": "yarn", "rope.scaling.factor": 1e30}
+    keys = {**(scaled if key == "rope.scaling.attn_factor" else {}), key: value}
+    from_folder(tiny(), path, keys=keys)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert caught.value.file == str(path)
+
+
+def _without(name: str) -> Callable[[dict[str, Stored]], None]:
+    return lambda stored: stored.pop(name) and None
+
+
+def _resized(name: str, *shape: int) -> Callable[[dict[str, Stored]], None]:
+    return lambda stored: stored.update({name: (np.ones(shape, np.float32), Type.F32)})
+
+
+@pytest.mark.parametrize(
+    ("edit", "tensor", "rule"),
+    [
+        (_without("token_embd.weight"), "token_embd.weight", "missing-tensor"),
+        (_without("output_norm.weight"), "output_norm.weight", "missing-tensor"),
+        (_without("blk.1.ffn_down.weight"), "blk.1.ffn_down.weight", "missing-tensor"),
+        (_without("blk.1.attn_q.bias"), "blk.1.attn_q.bias", "missing-tensor"),
+        (_without("blk.0.attn_q.bias"), "blk.1.attn_q.bias", "surplus-tensor"),
+        (_resized("blk.0.attn_q_norm.weight", 16), "blk.0.attn_q_norm.weight", "surplus-tensor"),
+        (_resized("blk.2.ffn_up.weight", 96, 64), "blk.2.ffn_up.weight", "surplus-tensor"),
+        (_resized("output.bias", 258), "output.bias", "surplus-tensor"),
+        (_resized("blk.0.attn_k.weight", 64, 64), "blk.0.attn_k.weight", "shape-matches-config"),
+        (_resized("blk.0.attn_k.weight", 2048), "blk.0.attn_k.weight", "shape-matches-config"),
+        (_resized("output.weight", 257, 64), "output.weight", "shape-matches-config"),
+        (_resized("rope_freqs.weight", 7), "rope_freqs.weight", "shape-matches-config"),
+        (
+            lambda stored: stored.update(
+                {"rope_freqs.weight": (np.full(8, np.nan, np.float32), Type.F32)}
+            ),
+            "rope_freqs.weight",
+            "rope-factors",
+        ),
+        (
+            lambda stored: stored.update({"rope_freqs.weight": (np.ones(8, np.float16), Type.F16)}),
+            "rope_freqs.weight",
+            "dtype",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(
+    tiny: Callable[..., Path],
+    path: Path,
+    edit: Callable[[dict[str, Stored]], None],
+    tensor: str,
+    rule: str,
+) -> None:
+    from_folder(tiny(attention_bias=True), path, edit=edit)
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(path)
+    assert (caught.value.tensor, caught.value.rule) == (tensor, rule)
+    assert caught.value.file == str(path)
+
+
+# ---- logits -----------------------------------------------------------------------------------
+
+
+def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    return bool(np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.Q8_0, Type.Q4_1], ids=lambda k: k.name)
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [("llama", {}), ("llama", {"tied": True, "num_key_value_heads": 1}), ("qwen2", {"tied": True})],
+)
+def test_logits_of_the_same_file_in_transformers(
+    tiny: Callable[..., Path], path: Path, family: str, options: dict[str, Any], kind: Type
+) -> None:
+    from_folder(tiny(family, **options), path, kind=kind)
+    ours = swa.load(path, dtype="float32").logits(IDS)
+    theirs = Transformers(path.parent, gguf_file=path.name).own_logits(IDS)
+    assert close(ours, theirs)
+    assert not close(ours[:, ::-1], theirs)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"rope": "llama3", "attention_bias": True, "mlp_bias": True}),
+        ("llama", {"rope": "yarn"}),
+        ("qwen2", {"rope": "yarn"}),
+        ("qwen2", {"rope": "linear"}),
+    ],
+)
+def test_logits_of_the_folder_in_transformers(
+    tiny: Callable[..., Path], path: Path, family: str, options: dict[str, Any]
+) -> None:
+    """transformers reads neither scaling nor llama's biases from GGUF files."""
+    folder = tiny(family, **options)
+    from_folder(folder, path)
+    assert close(swa.load(path, dtype="float32").logits(IDS), Transformers(folder).own_logits(IDS))
+
+
+@pytest.mark.parametrize("wrong", ["unpermuted", "no factors"])
+def test_mistakes_show_in_the_logits(tiny: Callable[..., Path], path: Path, wrong: str) -> None:
+    folder = tiny(rope="llama3")
+    theirs = Transformers(folder).own_logits(IDS)
+
+    def spoil(stored: dict[str, Stored]) -> None:
+        if wrong == "no factors":
+            del stored["rope_freqs.weight"]
+        else:
+            x = read_tensors(folder)["model.layers.1.self_attn.k_proj.weight"]
+            stored["blk.1.attn_k.weight"] = x, Type.F32
+
+    from_folder(folder, path, edit=spoil)
+    assert not close(swa.load(path, dtype="float32").logits(IDS), theirs)
+
+
+def test_token_ids_need_no_tokenizer(tiny: Callable[..., Path], path: Path) -> None:
+    from_folder(tiny(), path)
+    model = swa.load(path)
+    assert not model.has_tokenizer
+    assert np.isfinite(model.nll(IDS[:4], IDS[4:9]).per_token).all()
+    with pytest.raises(TokenizerError, match="tokenizer="):
+        model.nll("text", "more")
+
+
+def test_a_saved_model_comes_back(tiny: Callable[..., Path], path: Path, tmp_path: Path) -> None:
+    from_folder(tiny(), path)
+    model = swa.load(path).patch(swa.AttentionPolicy(8, num_sink_tokens=2))
+    model.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / path.name).read_bytes() == path.read_bytes()
+    again = swa.load(tmp_path / "saved")
+    assert again.policy == model.policy
+    assert (again.logits(IDS) == model.logits(IDS)).all()
+
+
+def test_fingerprint(tiny: Callable[..., Path], path: Path, tmp_path: Path) -> None:
+    """Of the computation and of the numbers, not of the name or of what only describes."""
+    folder = tiny(rope="linear")
+
+    def print_of(**options: Any) -> str:
+        from_folder(folder, path, **options)
+        return open_checkpoint(path).fingerprint
+
+    original = print_of()
+    shutil.copy(path, tmp_path / "copy.gguf")
+    assert open_checkpoint(tmp_path / "copy.gguf").fingerprint == original
+    assert print_of(keys={"/general.name": "another"}) == original
+    assert print_of(keys={"rope.scaling.factor": 5.0}) != original
+    assert print_of(kind=Type.F16) != original
+
+    def nudge(stored: dict[str, Stored]) -> None:
+        stored["blk.1.ffn_norm.weight"][0][-1] += 1
+
+    assert print_of(edit=nudge) != original
+
+
+# ---- files that changed, and hostile ones -----------------------------------------------------
+
+
+def test_without_the_gguf_package(
+    tiny: Callable[..., Path], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from_folder(tiny(), path)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(CheckpointError, match=r"pip install 'swa\[gguf\]'"):
+        open_checkpoint(path)
+
+
+def test_gguf_is_imported_only_for_its_files(tiny: Callable[..., Path]) -> None:
+    code = "import sys, swa; swa.load(sys.argv[1]); sys.exit('gguf' in sys.modules)"
+    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code, str(tiny())]) == 0
+
+
+@pytest.mark.parametrize("when", ["before", "while"])
+@pytest.mark.parametrize("change", ["truncated", "written", "replaced", "removed"])
+def test_changes_after_opening(
+    tiny: Callable[..., Path], path: Path, change: str, when: str
+) -> None:
+    from_folder(tiny(), path)
+    checkpoint = open_checkpoint(path)
+    chunks = checkpoint.parameters()
+    if when == "while":
+        next(iter(chunks))
+    if change == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif change == "written":
+        content = path.read_bytes()
+        with open(path, "r+b") as file:
+            file.write(content)
+        os.utime(path, ns=(1, 1))
+    elif change == "replaced":
+        shutil.copy(path, path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
+    else:
+        path.unlink()
+    with pytest.raises(CheckpointError) as caught:
+        list(chunks)
+    assert caught.value.file == str(path)
+    with pytest.raises(CheckpointError):
+        checkpoint.check_unchanged()
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def header(
+    *keys: bytes,
+    tensors: tuple[bytes, ...] = (),
+    version: int = 3,
+    n_tensors: int | None = None,
+    n_keys: int | None = None,
+) -> bytes:
+    n_tensors = len(tensors) if n_tensors is None else n_tensors
+    n_keys = len(keys) if n_keys is None else n_keys
+    counts = struct.pack("<IQQ", version, n_tensors, n_keys)
+    return b"GGUF" + counts + b"".join(keys) + b"".join(tensors)
+
+
+def tensor(name: str, *shape: int, kind: int = 0, offset: int = 0) -> bytes:
+    dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
+    return text(name) + dimensions + struct.pack("<IQ", kind, offset)
+
+
+STRING, ARRAY, BOOL = 8, 9, 7
+KEY = text("general.name") + struct.pack("<I", STRING) + text("x")
+
+
+def array_of(kind: int, count: int) -> bytes:
+    return text("k") + struct.pack("<IIQ", ARRAY, kind, count)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"", "header-length"),
+        (b"GGU", "header-length"),
+        (b"GGML" + bytes(100), "magic"),
+        (header(version=1), "version"),
+        (header(version=4), "version"),
+        (header(version=0x03000000), "version"),
+        (header(n_keys=2**63), "counts"),
+        (header(n_tensors=2**63), "counts"),
+        (header(n_keys=1), "header-length"),
+        (header(KEY, n_keys=2), "header-length"),
+        (header(n_tensors=1), "header-length"),
+        (header(KEY, KEY), "unique-keys"),
+        (header(struct.pack("<Q", 2**63)), "header-length"),
+        (header(struct.pack("<QII", 2, 0xFFFE, STRING)), "utf-8"),
+        (header(text("k") + struct.pack("<I", 13)), "value-type"),
+        (header(text("k") + struct.pack("<IB", BOOL, 2)), "counts"),
+        (header(array_of(STRING, 2**63)), "header-length"),
+        (header(array_of(STRING, 2**20)), "header-length"),
+        (header(array_of(0, 2**63)), "header-length"),
+        (header(array_of(12, 2**61)), "header-length"),  # 8 * 2**61 wraps to 0 in 64 bits
+        (header(array_of(ARRAY, 1)), "value-type"),
+        (header(tensors=(tensor("t", 8), tensor("t", 8, offset=32))), "unique-tensors"),
+        (header(tensors=(tensor("t"),)), "shape"),
+        (header(tensors=(tensor("t", 1, 1, 1, 1, 1),)), "counts"),
+        (header(tensors=(tensor("t", 0),)), "shape"),
+        (header(tensors=(tensor("t", 2**63, 2**63, 4),)), "file-end"),
+        (header(tensors=(tensor("t", 2**62),)), "file-end"),
+        (header(tensors=(tensor("t", 33, kind=2),)), "shape"),
+        (header(tensors=(tensor("t", 8, kind=999),)), "dtype"),
+        (header(tensors=(tensor("t", 8, kind=4),)), "dtype"),  # a type that was removed
+        (header(tensors=(tensor("t", 8, offset=32),)), "contiguous"),
+        (header(tensors=(tensor("t", 8, offset=2**64 - 32),)), "contiguous"),
+        (header(tensors=(tensor("t", 8), tensor("u", 8))), "contiguous"),
+        (header(tensors=(tensor("t", 8), tensor("u", 8, offset=64))), "contiguous"),
+        (header(tensors=(tensor("t", 1024),)), "file-end"),
+        (header(KEY) + bytes(200), "file-end"),
+    ],
+)
+def test_malformed_headers(path: Path, content: bytes, rule: str) -> None:
+    """Refused by name, at once, and without memory that the file does not justify."""
+    path.write_bytes(content + bytes(64) * (rule == "contiguous"))
+    open_gguf_once(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.rule, caught.value.file) == (rule, str(path))
+    assert peak < 1 << 20
+
+
+def open_gguf_once(path: Path) -> None:
+    """So that imports do not count as memory."""
+    with pytest.raises(CheckpointError):
+        open_checkpoint(path)
+
+
+def test_a_header_without_end(path: Path) -> None:
+    """A sparse file of a terabyte that claims to be all header."""
+    with open(path, "wb") as file:
+        file.write(header(array_of(0, 2**39)))
+        file.truncate(2**40)
+    with pytest.raises(CheckpointError, match=f"at most {gguf_file.MAX_HEADER_BYTES}"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("special", ["folder", "fifo", "missing"])
+def test_what_is_no_file(path: Path, special: str) -> None:
+    if special == "folder":
+        path.mkdir()
+    elif special == "fifo":
+        os.mkfifo(path)
+    with pytest.raises(CheckpointError):
+        open_checkpoint(path)
+
+
+def test_every_truncation(tiny: Callable[..., Path], path: Path) -> None:
+    from_folder(tiny(), path)
+    content = path.read_bytes()
+    end = content.rindex(b"blk.1.") + 100  # the header, about
+    for size in [*range(0, end, 7), *range(end, len(content), 4999), len(content) - 33]:
+        path.write_bytes(content[:size])
+        with pytest.raises(CheckpointError):
+            open_checkpoint(path)
+
+
+def test_misaligned_data(tiny: Callable[..., Path], path: Path) -> None:
+    """With an alignment of 1, numbers lie where the header happens to end."""
+    from_folder(tiny(), path)
+    expected = loaded(open_checkpoint(path))
+    content = path.read_bytes()
+    with open_regular(path) as file:
+        tensors = gguf_file.read_header(file).tensors
+    name, first = list(tensors)[-1], min(entry.offset for entry in tensors.values())
+    end = content.index(text(name)) + len(tensor(name, *tensors[name].shape))
+    n_keys = struct.unpack_from("<Q", content, 16)[0] + 1
+    alignment = text("general.alignment") + struct.pack("<II", 4, 1)
+    start = content[:16] + struct.pack("<Q", n_keys) + alignment + content[24:end]
+    assert len(start) % 4
+    path.write_bytes(start + content[first:])
+    ours = loaded(open_checkpoint(path))
+    assert ours.keys() == expected.keys()
+    assert all(same_bits(ours[name], expected[name]) for name in ours)
+
+
+def test_mutated_files_raise_nothing_else(tiny: Callable[..., Path], path: Path) -> None:
+    """Bytes of the header changed at random: SwaError or a model, never anything else."""
+    keys = {"/tokenizer.ggml.eos_token_id": 3, "/general.alignment": 32}
+    from_folder(tiny("llama", rope="yarn", attention_bias=True), path, keys=keys, kind=Type.Q8_0)
+    content = path.read_bytes()
+    end = content.rindex(b"blk.1.") + 60
+    rng = random.Random(20)
+    refused = 0
+    for _ in range(600):
+        mutated = bytearray(content)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            at = rng.randrange(4, end)
+            mutated[at] = rng.choice((0, 1, 0x7F, 0xFF, mutated[at] ^ 1 << rng.randrange(8)))
+        if rng.random() < 0.2:
+            cut = rng.randrange(end)
+            del mutated[cut : cut + rng.choice((1, 4, 8))]
+        path.write_bytes(mutated)
+        try:
+            swa.load(path, num_threads=1)
+        except SwaError:
+            refused += 1
+    assert 100 < refused < 600
