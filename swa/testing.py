@@ -73,7 +73,7 @@ def assert_scores_match(
     __tracebackhide__ = True
     if _updating(update):
         floor = scores.noise_floor if noise_floor is None else noise_floor
-        replace(scores, noise_floor=floor).save(golden)
+        replace(scores, noise_floor=floor).save(_writable(golden))
         return
     expected = LayerScores.load(_existing(golden))
     floor = expected.noise_floor if noise_floor is None else noise_floor
@@ -115,7 +115,7 @@ def assert_selection_matches(
     """
     __tracebackhide__ = True
     if _updating(update):
-        selection.save(golden)
+        selection.save(_writable(golden))
         return
     expected = Selection.load(_existing(golden))
     difference = compare_selections(selection, expected, allowed=2 * tolerance * noise_floor)
@@ -204,6 +204,13 @@ def _differences(
 
 def _updating(update: bool | None) -> bool:
     return os.environ.get(UPDATE_VARIABLE) == "1" if update is None else update
+
+
+def _writable(golden: str | os.PathLike[str]) -> Path:
+    """The path, its folder made: the first update of a suite finds none."""
+    path = Path(golden)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _existing(golden: str | os.PathLike[str]) -> Path:
