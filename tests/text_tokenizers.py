@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 
 import tokenizers
@@ -74,4 +75,7 @@ def _trained(kind: str) -> str:
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
         )
-    return backend.to_str()
+    description = json.loads(backend.to_str())
+    added = description["added_tokens"]  # bytes are common tokens
+    description["added_tokens"] = [token for token in added if "<0x" not in token["content"]]
+    return json.dumps(description)
