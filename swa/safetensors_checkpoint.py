@@ -222,8 +222,9 @@ def _read_shards(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Store
     for shard in sorted(set(weight_map.values())):
         for name, tensor in _read_shard(folder / shard).items():
             if weight_map.get(name, shard if _is_buffer(name) else None) != shard:
+                place = repr(weight_map[name]) if name in weight_map else "no shard"
                 raise CheckpointError(
-                    f"the index places it in {weight_map.get(name, 'no shard')}",
+                    f"the index places it in {place}",
                     file=folder / shard,
                     tensor=name,
                     rule="index-matches-shards",
