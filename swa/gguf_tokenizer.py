@@ -93,14 +93,17 @@ def rebuild_tokenizer(metadata: Mapping[str, Any], *, file: object) -> Tokenizer
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"{file}: tokenizer.chat_template must be text")
-    return Tokenizer(
-        backend,
-        bos_token=named.pop("bos_token", None),
-        eos_token=named.pop("eos_token", None),
-        chat_template=template,
-        add_bos_token=fields.boolean("add_bos_token", recipe.add_bos),
-        special_tokens=named,
-    )
+    try:
+        return Tokenizer(
+            backend,
+            bos_token=named.pop("bos_token", None),
+            eos_token=named.pop("eos_token", None),
+            chat_template=template,
+            add_bos_token=fields.boolean("add_bos_token", recipe.add_bos),
+            special_tokens=named,
+        )
+    except TokenizerError as error:
+        raise TokenizerError(f"{file}: {error}") from None
 
 
 def _backend(

@@ -161,14 +161,15 @@ def tokenizer_keys(
     backend: tokenizers.Tokenizer,
     pre: str,
     *,
+    normal: Sequence[str] = (),
     control: Sequence[str] = (),
     user_defined: Sequence[str] = (),
     padded_to: int = 0,
-    **more: Any,
 ) -> dict[str, Any]:
-    """`tokenizer.ggml.*` of a byte-level BPE; `more` as keys below that, or with "/" elsewhere."""
+    """`tokenizer.ggml.*` of a byte-level BPE with further tokens of each type."""
     model = json.loads(backend.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    tokens += normal
     types = [1] * len(tokens) + [CONTROL] * len(control) + [USER_DEFINED] * len(user_defined)
     tokens += [*control, *user_defined]
     unused = range(len(tokens), padded_to)
@@ -178,5 +179,4 @@ def tokenizer_keys(
         "tokenizer.ggml.tokens": tokens + [f"[PAD{i}]" for i in unused],
         "tokenizer.ggml.token_type": types + [UNUSED] * len(unused),
         "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
-        **{f"tokenizer.ggml.{key}": value for key, value in more.items()},
     }
