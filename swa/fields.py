@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
 from swa.errors import CheckpointError, UnsupportedModelError
 
 MAX_SIZE = 2**31 - 1
+MAX_NUMBER = (2 - 2**-23) * 2.0**127  # of float32
 
 
 class Fields:
@@ -45,14 +45,11 @@ class Fields:
         return None if self.raw(key) is None else self.integer(key, low=low)
 
     def number(self, key: str, default: float | None = None, *, above: float = 0.0) -> float:
-        """A finite number beyond `above`."""
+        """A number beyond `above` that is finite in float32, in which the engine computes."""
         value = self._get(key, default)
-        try:
-            if type(value) in (int, float) and above < value and math.isfinite(value):
-                return float(value)
-        except OverflowError:
-            pass
-        self.malformed(key, f"must be a finite number above {above:g}")
+        if type(value) not in (int, float) or not above < value <= MAX_NUMBER:
+            self.malformed(key, f"must be a number above {above:g}, finite in float32")
+        return float(value)
 
     def boolean(self, key: str, default: bool | None = None) -> bool:
         value = self._get(key, default)

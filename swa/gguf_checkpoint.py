@@ -289,9 +289,11 @@ def _read_rope(
             parameters={**rope.parameters, "attn_factor": attn_factor},
         )
     factors = header.tensors.get(_ROPE_FACTORS)
-    if factors is not None:
-        rope = rope.divided_by(_read_factors(file, factors, head_dim))
-    if not np.isfinite(np.array([*rope.inv_freq, rope.attention_factor], np.float32)).all():
+    with np.errstate(over="ignore"):
+        if factors is not None:
+            rope = rope.divided_by(_read_factors(file, factors, head_dim))
+        used = np.array([*rope.inv_freq, rope.attention_factor], np.float32)
+    if not np.isfinite(used).all():
         fields.unsupported("rope.freq_base", "scaled, the frequencies are not finite")
     return rope
 
