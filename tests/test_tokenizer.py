@@ -166,7 +166,9 @@ def test_truncation_and_padding_are_off() -> None:
     backend = byte_tokenizer()
     backend.enable_truncation(3)
     backend.enable_padding(length=50, pad_token="<eos>", pad_id=BYTE_EOS)
-    assert len(Tokenizer(backend).encode_prompt("twelve chars")) == 13
+    tokenizer = Tokenizer(backend)
+    assert len(tokenizer.encode_prompt("twelve chars")) == 13
+    assert len(tokenizer.encode_answer("twelve chars")) == 12
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", None, 5, b"bytes"])
@@ -588,6 +590,46 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str, content: bytes, sa
     with pytest.raises(TokenizerError, match=says) as caught:
         Tokenizer.from_folder(tmp_path)
     assert str(tmp_path / name) in str(caught.value)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to what is inside a JSON value, of long lists and objects the beginning."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found = []
+    for key, inner in list(items)[:8]:
+        found += [(*path, key)]
+        if isinstance(inner, (dict, list)):
+            found += places(inner, (*path, key))
+    return found
+
+
+DESCRIPTION = json.loads(byte_tokenizer().to_str())
+ODD_VALUES = st.sampled_from(
+    [None, -1, 2**31, 2**64, 1.5, "", "<bos>", "$A", "[", "\0", [], {}, [[]], True, "Isolated"]
+)
+
+
+@given(place=st.sampled_from(places(DESCRIPTION)), value=ODD_VALUES, text=st.text(max_size=5))
+def test_a_damaged_tokenizer_works_or_is_an_error(
+    place: tuple[Any, ...], value: Any, text: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    *path, last = place
+    damaged = copy.deepcopy(DESCRIPTION)
+    inner = damaged
+    for key in path:
+        inner = inner[key]
+    inner[last] = value
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(damaged))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<bos>", "add_bos_token": true}')
+    try:
+        tokenizer = Tokenizer.from_folder(folder)
+    except TokenizerError as error:
+        assert str(folder) in str(error)
+        return
+    with contextlib.suppress(TokenizerError):
+        tokenizer.decode(tokenizer.encode_prompt(f"{text}<bos>"))
 
 
 def test_a_panic_of_the_library_is_an_error(tmp_path: Path) -> None:
