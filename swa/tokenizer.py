@@ -191,8 +191,8 @@ class Tokenizer:
         """The text of a chat, as transformers renders it, but on a fixed day (TEMPLATE_DATE).
 
         The template runs in jinja2's sandbox and sees plain data only. The sandbox keeps it from
-        files, the process and the caller's objects, not from taking long: ranges end at 100,000,
-        nested loops do not.
+        files, the process and the caller's objects, not from taking long or much memory: ranges
+        end at 100,000, nested loops and repeated strings do not.
 
         Args:
             messages: a role each, content, and whatever else the template knows.
