@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from swa import _core, jsonio
 from swa.checkpoint import Checkpoint, open_checkpoint
 from swa.config import ModelConfig
-from swa.errors import CheckpointError, InputError, PolicyError, TokenizerError
+from swa.errors import CheckpointError, InputError, PolicyError, SwaWarning, TokenizerError
 from swa.examples import Example
 from swa.export import read_export, write_export
 from swa.generation import Generation, Sampler, TextStream, continue_text
@@ -467,7 +468,8 @@ def load(
 
     Raises:
         CheckpointError: a file is missing, malformed or unsupported (UnsupportedModelError).
-        TokenizerError: the tokenizer cannot be read or rebuilt; `tokenizer=` helps.
+        TokenizerError: `tokenizer.json` cannot be read; `tokenizer=` helps. A GGUF file's own that
+            cannot be rebuilt is a warning, since token ids need none.
         InputError: an argument is out of range.
         MemoryError: the weights do not fit.
     """
@@ -529,11 +531,18 @@ def _load_engine(
 
 
 def _find_tokenizer(checkpoint: Checkpoint, exported: Path | None) -> Tokenizer | None:
-    """The tokenizer beside the weights, or the one inside a GGUF file; None if there is none."""
+    """The tokenizer beside the weights, or the one inside a GGUF file; None if there is none.
+
+    Warns if the file has one that swa does not rebuild.
+    """
     folder = exported or checkpoint.folder
     if folder is not None and (folder / "tokenizer.json").exists():
         return Tokenizer.from_folder(folder)
-    return checkpoint.build_tokenizer()
+    try:
+        return checkpoint.build_tokenizer()
+    except TokenizerError as error:  # token ids can do without
+        warnings.warn(f"{error}; until then, only token ids can be given", SwaWarning, stacklevel=3)
+        return None
 
 
 def _stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[int]:

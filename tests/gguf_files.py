@@ -134,11 +134,15 @@ def write_gguf(
     tensors: Mapping[str, Stored],
     other: Mapping[str, Any],
 ) -> None:
-    """Write with the gguf package; a value's Python type decides its type in the file."""
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    """Write with the gguf package; a value's Python type decides its type in the file.
+
+    `keys` are those of the architecture, without its prefix; `other` may replace any key.
+    """
     named = {f"{architecture}.{key}": value for key, value in keys.items()}
-    for key, value in {**named, **other}.items():
+    general = {"general.architecture": architecture, "general.quantization_version": 2}
+    everything = {**general, **named, **other}
+    writer = gguf.GGUFWriter(path, everything.pop("general.architecture"))
+    for key, value in everything.items():
         if isinstance(value, bool):
             writer.add_bool(key, value)
         elif isinstance(value, int):

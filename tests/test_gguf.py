@@ -17,18 +17,21 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from builders import tiny_checkpoint
-from checkpoint_files import from_bf16, read_tensors
+from checkpoint_files import DTYPES, encode, read_tensors
 from gguf import GGMLQuantizationType as Type
 from gguf_files import Stored, from_folder, gguf_name
 from hf_reference import Transformers
+from opened import collect, file_name, measure_peak
 
 import swa
 from swa import gguf_checkpoint, gguf_file
-from swa.checkpoint import Checkpoint, open_checkpoint
+from swa.checkpoint import open_checkpoint
+from swa.demo import wheel_model
 from swa.errors import CheckpointError, SwaError, TokenizerError, UnsupportedModelError
 from swa.weight_files import open_regular
 
+Tiny = Callable[..., Path]
+SMALL = {"num_hidden_layers": 2}
 IDS = np.random.default_rng(7).integers(0, 250, 150).tolist()  # beyond the 64 that RoPE scales from
 
 
@@ -47,75 +50,16 @@ REFUSED = [kind for kind in gguf.GGML_QUANT_SIZES if kind not in DEQUANTISED]
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a tiny checkpoint folder."""
-    return lambda family="llama", **options: tiny_checkpoint(
-        tmp_path / "folder", family, num_hidden_layers=2, **options
-    )
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "gguf" / "model.gguf"
+    return tmp_path / "model.gguf"
 
 
-@pytest.fixture(autouse=True)
-def _directory(path: Path) -> None:
-    path.parent.mkdir()
-
-
-def loaded(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """The tensors that the chunks make up, by transformers' names; BF16 as uint16 bits."""
-    parts: dict[str, list[np.ndarray]] = {}
-    rows: dict[str, int] = {}
-    n_bytes = 0
-    for chunk in checkpoint.parameters():
-        name = hf_name(chunk.tensor, chunk.layer)
-        values = np.frombuffer(chunk.data, {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[chunk.dtype])
-        shape = shape_of(checkpoint, name)
-        if len(shape) == 2:
-            values = values.reshape(-1, shape[1])
-        assert chunk.row_start == rows.get(name, 0)
-        rows[name] = chunk.row_start + len(values)
-        parts.setdefault(name, []).append(values)
-        n_bytes += len(chunk.data)
-    assert n_bytes == checkpoint.n_bytes
-    tensors = {name: np.concatenate(part) for name, part in parts.items()}
-    assert {name: x.shape for name, x in tensors.items()} == {
-        name: shape_of(checkpoint, name) for name in tensors
-    }
-    return tensors
-
-
-def hf_name(tensor: str, layer: int) -> str:
-    if layer < 0:
-        stem = {"embed_tokens": "model.embed_tokens", "norm": "model.norm", "lm_head": "lm_head"}
-        return f"{stem[tensor]}.weight"
-    tensor, _, bias = tensor.partition(".")
-    place = {"q": "self_attn.", "k": "self_attn.", "v": "self_attn.", "o": "self_attn."}
-    block = place.get(tensor[0], "mlp.") if tensor.endswith("_proj") else ""
-    return f"model.layers.{layer}.{block}{tensor}.{bias or 'weight'}"
-
-
-def shape_of(checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
-    c = checkpoint.config
-    queries, keys = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    outputs = {"q": queries, "k": keys, "v": keys, "o": c.hidden_size, "g": c.intermediate_size}
-    outputs |= {"u": c.intermediate_size, "d": c.hidden_size}
-    inputs = {"o": queries, "d": c.intermediate_size}
-    stem = name.split(".")[-2]
-    if stem in ("embed_tokens", "lm_head"):
-        return c.vocab_size, c.hidden_size
-    if not stem.endswith("_proj"):
-        return (c.hidden_size,)
-    bias = name.endswith(".bias")
-    n = outputs[stem[0]]
-    return (n,) if bias else (n, inputs.get(stem[0], c.hidden_size))
-
-
-def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
-    """Bit for bit, NaN included."""
-    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+def loaded(path: Path) -> dict[str, tuple[str, bytes]]:
+    """Type and bytes of each tensor that the file yields, by transformers' names."""
+    checkpoint = open_checkpoint(path)
+    found = {file_name(*key): tensor for key, tensor in collect(checkpoint).items()}
+    assert sum(len(data) for _, data in found.values()) == checkpoint.n_bytes
+    return found
 
 
 # ---- numbers ----------------------------------------------------------------------------------
@@ -133,42 +77,35 @@ def same_bits(x: np.ndarray, y: np.ndarray) -> bool:
     ],
 )
 def test_parameters_are_the_originals(
-    tiny: Callable[..., Path], path: Path, family: str, options: dict[str, Any], kind: Type
+    tiny: Tiny, path: Path, family: str, options: dict[str, Any], kind: Type
 ) -> None:
-    folder = tiny(family, **options)
+    folder = tiny(family, **SMALL, **options)
     from_folder(folder, path, kind=kind)
+    dtypes = {name: kind.name if x.ndim == 2 else "F32" for name, x in originals(folder)}
+    assert loaded(path) == {
+        name: (dtypes[name], encode(x, dtypes[name]).tobytes()) for name, x in originals(folder)
+    }
     checkpoint = open_checkpoint(path)
-    ours, originals = loaded(checkpoint), read_tensors(folder)
-    assert ours.keys() == originals.keys()
-    for name, x in originals.items():
-        if x.ndim == 2 and kind != Type.F32:
-            expected = x.astype(np.float16)
-            if kind == Type.BF16:
-                bits = gguf.quants.quantize(x, Type.BF16).view(np.uint16)
-                assert np.abs(from_bf16(bits) - x).max() <= np.abs(x).max() / 256
-                expected = bits
-            assert same_bits(ours[name], expected), name
-        else:
-            assert same_bits(ours[name], x), name
     assert checkpoint.dtypes == {"F32", kind.name}
     assert checkpoint.config.tie_word_embeddings == options.get("tied", False)
-    assert checkpoint.folder is None
+    assert (checkpoint.source, checkpoint.folder) == (str(path), None)
     assert [stamp.path for stamp in checkpoint.weight_files] == [path]
+
+
+def originals(folder: Path) -> list[tuple[str, np.ndarray]]:
+    return list(read_tensors(folder).items())
 
 
 @pytest.mark.parametrize("kind", DEQUANTISED, ids=lambda kind: kind.name)
 def test_every_quantisation(
-    tiny: Callable[..., Path],
-    path: Path,
-    kind: Type,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny: Tiny, path: Path, kind: Type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random blocks: the gguf package's numbers, and Q and K rows back in their places.
+    """Random blocks: the gguf package's numbers, Q and K rows back in their places.
 
     Read in chunks of one head, or of a few rows where nothing is permuted.
     """
     monkeypatch.setattr(gguf_checkpoint, "CHUNK_BYTES", 5 * 256 * 4)
-    folder = tiny(hidden_size=256, intermediate_size=256, head_dim=64, num_key_value_heads=2)
+    folder = tiny(**SMALL, hidden_size=256, intermediate_size=256, head_dim=64)
     rng = np.random.default_rng(kind.value)
 
     def requantise(stored: dict[str, Stored]) -> None:
@@ -176,36 +113,26 @@ def test_every_quantisation(
         for name, (x, _) in stored.items():
             if x.ndim == 2:
                 n_bytes = x.shape[1] // block_items * block_bytes
-                blocks = rng.integers(0, 256, (x.shape[0], n_bytes), np.uint8)
-                stored[name] = blocks, kind
+                stored[name] = rng.integers(0, 256, (x.shape[0], n_bytes), np.uint8), kind
 
     stored = from_folder(folder, path, edit=requantise)
-    ours = loaded(open_checkpoint(path))
-    for name, values in ours.items():
+    expected = {}
+    for name, x in originals(folder):
         data, stored_kind = stored[gguf_name(name)]
-        if stored_kind == Type.F16:
-            expected = data.view(np.float16)
-        elif stored_kind == Type.BF16:
-            expected = data.view(np.uint16)
-        else:
+        dtype = stored_kind.name if stored_kind.name in DTYPES else "F32"
+        if dtype == "F32":
             with np.errstate(all="ignore"):
-                expected = gguf.quants.dequantize(data, stored_kind)
+                data = gguf.quants.dequantize(data, stored_kind)
         if "q_proj" in name or "k_proj" in name:
             # Row i of a head's first half is row 2 i of the file, of its second half row 2 i + 1.
-            order = [
-                h + 2 * i + half
-                for h in range(0, len(expected), 64)
-                for half in (0, 1)
-                for i in range(32)
-            ]
-            expected = expected[order]
-        assert same_bits(values, expected), name
+            heads = range(0, len(x), 64)
+            data = data[[h + 2 * i + half for h in heads for half in (0, 1) for i in range(32)]]
+        expected[name] = dtype, data.tobytes()
+    assert loaded(path) == expected
 
 
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.name)
-def test_types_that_gguf_cannot_dequantise(
-    tiny: Callable[..., Path], path: Path, kind: Type
-) -> None:
+def test_types_that_gguf_cannot_dequantise(tiny: Tiny, path: Path, kind: Type) -> None:
     def retype(stored: dict[str, Stored]) -> None:
         block_items, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         x, _ = stored["blk.1.ffn_up.weight"]
@@ -214,7 +141,7 @@ def test_types_that_gguf_cannot_dequantise(
         dtype = plain.get(kind.name)
         stored["blk.1.ffn_up.weight"] = raw.view(dtype) if dtype else raw, kind
 
-    from_folder(tiny(hidden_size=256, head_dim=64), path, edit=retype)
+    from_folder(tiny(**SMALL, hidden_size=256, head_dim=64), path, edit=retype)
     with pytest.raises(UnsupportedModelError, match=kind.name) as caught:
         open_checkpoint(path)
     assert (caught.value.tensor, caught.value.rule) == ("blk.1.ffn_up.weight", "dtype")
@@ -232,10 +159,8 @@ def test_the_common_types_are_among_those_tested() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 @pytest.mark.parametrize("rope", ["default", "linear", "yarn", "llama3"])
-def test_the_config_is_that_of_the_folder(
-    tiny: Callable[..., Path], path: Path, family: str, rope: str
-) -> None:
-    folder = tiny(family, rope=rope, attention_bias=True, mlp_bias=True)
+def test_the_config_is_that_of_the_folder(tiny: Tiny, path: Path, family: str, rope: str) -> None:
+    folder = tiny(family, **SMALL, rope=rope, attention_bias=True, mlp_bias=True)
     from_folder(folder, path)
     ours, theirs = open_checkpoint(path).config, open_checkpoint(folder).config
     assert ours.rms_norm_eps == pytest.approx(theirs.rms_norm_eps)  # float32 in GGUF
@@ -243,25 +168,24 @@ def test_the_config_is_that_of_the_folder(
     theirs_inv_freq = np.array(theirs.rope.inv_freq, np.float32)
     if rope == "llama3":
         np.testing.assert_allclose(ours_inv_freq, theirs_inv_freq, rtol=1e-6)
-        assert np.abs(1 / theirs_inv_freq[-1] - 1 / ours_inv_freq[-1]) < 1
     else:
-        assert same_bits(ours_inv_freq, theirs_inv_freq)
+        assert (ours_inv_freq == theirs_inv_freq).all()
     assert ours.rope.attention_factor == theirs.rope.attention_factor
     same = {"rms_norm_eps": 1e-5, "rope": theirs.rope, "eos_token_ids": ()}
     assert replace(ours, **same) == replace(theirs, **same)
 
 
-def test_keys_that_may_be_absent(tiny: Callable[..., Path], path: Path) -> None:
+def test_keys_that_may_be_absent(tiny: Tiny, path: Path) -> None:
     absent = ["attention.key_length", "attention.value_length", "rope.dimension_count"]
     absent += ["rope.freq_base", "attention.head_count_kv", "vocab_size"]
-    folder = tiny(num_key_value_heads=4, rope_theta=10000.0)
+    folder = tiny(**SMALL, num_key_value_heads=4, rope_theta=10000.0)
     from_folder(folder, path, keys=dict.fromkeys(absent))
     config = open_checkpoint(path).config
     assert (config.head_dim, config.num_key_value_heads, config.vocab_size) == (16, 4, 258)
     assert config.rope.inv_freq == open_checkpoint(folder).config.rope.inv_freq
 
 
-def test_yarn_with_all_of_its_keys(tiny: Callable[..., Path], path: Path) -> None:
+def test_yarn_with_all_of_its_keys(tiny: Tiny, path: Path) -> None:
     scaling = {"beta_fast": 20.0, "beta_slow": 2.0}
     folder = tiny(
         "qwen2",
@@ -290,10 +214,10 @@ def test_yarn_with_all_of_its_keys(tiny: Callable[..., Path], path: Path) -> Non
     assert open_checkpoint(path).config.rope.inv_freq != plain.inv_freq
 
 
-def test_scaling_type_none_and_the_old_key(tiny: Callable[..., Path], path: Path) -> None:
+def test_scaling_type_none_and_the_old_key(tiny: Tiny, path: Path) -> None:
     """As in llama.cpp: "none" ignores the factor; without a type a factor is linear."""
-    default = open_checkpoint(tiny()).config.rope.inv_freq
-    folder = tiny(rope="linear")
+    default = open_checkpoint(tiny(**SMALL)).config.rope.inv_freq
+    folder = tiny(**SMALL, rope="linear")
     linear = open_checkpoint(folder).config.rope.inv_freq
     from_folder(folder, path, keys={"rope.scaling.type": "none"})
     assert open_checkpoint(path).config.rope.inv_freq == default != linear
@@ -304,13 +228,13 @@ def test_scaling_type_none_and_the_old_key(tiny: Callable[..., Path], path: Path
     assert open_checkpoint(path).config.rope.inv_freq == linear
 
 
-def test_eos_tokens(tiny: Callable[..., Path], path: Path) -> None:
+def test_eos_tokens(tiny: Tiny, path: Path) -> None:
     keys = {"/tokenizer.ggml.eos_token_id": 3, "/tokenizer.ggml.eot_token_id": 7}
-    from_folder(tiny(), path, keys=keys)
+    from_folder(tiny(**SMALL), path, keys=keys)
     assert open_checkpoint(path).config.eos_token_ids == (3, 7)
-    from_folder(tiny(), path, keys={**keys, "/tokenizer.ggml.eot_token_id": 3})
+    from_folder(tiny(**SMALL), path, keys={**keys, "/tokenizer.ggml.eot_token_id": 3})
     assert open_checkpoint(path).config.eos_token_ids == (3,)
-    from_folder(tiny(), path, keys={"/tokenizer.ggml.eos_token_id": 258})
+    from_folder(tiny(**SMALL), path, keys={"/tokenizer.ggml.eos_token_id": 258})
     with pytest.raises(CheckpointError, match="eos_token_id is 258"):
         open_checkpoint(path)
 
@@ -348,38 +272,32 @@ def test_eos_tokens(tiny: Callable[..., Path], path: Path) -> None:
 )
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_what_the_engine_does_not_follow_is_refused(
-    tiny: Callable[..., Path], path: Path, family: str, key: str, value: object
+    tiny: Tiny, path: Path, family: str, key: str, value: object
 ) -> None:
-    folder = tiny(family)
-    from_folder(folder, path, keys={"attention.sliding_window": 0, "expert_count": 0})
-    open_checkpoint(path)  # what says that there is none is harmless
-    if key.startswith("/general.architecture"):
-        content = path.read_bytes()
-        needle = struct.pack("<Q", len(family)) + family.encode()
-        other = struct.pack("<Q", len(family)) + b"gemma2"[: len(family)]
-        path.write_bytes(content.replace(needle, other, 1))
-        value = "gemma2"[: len(family)]
-    else:
-        path.unlink()
-        if key == "/general.quantization_version":
-            _write_with_quantization_version(folder, path, 1)
-        else:
-            from_folder(folder, path, keys={key: value})
+    from_folder(tiny(family, **SMALL), path, keys={key: value})
     with pytest.raises(UnsupportedModelError) as caught:
         open_checkpoint(path)
-    assert caught.value.key == (key[1:] if key.startswith("/") else f"{family}.{key}")
-    found = caught.value.value
-    assert (list(found) if isinstance(value, list) else found) == pytest.approx(value)
-    assert str(path) in str(caught.value)
-    assert repr(found) in str(caught.value)
+    error = caught.value
+    assert error.key == (key[1:] if key.startswith("/") else f"{family}.{key}")
+    found = list(error.value) if isinstance(value, list) else error.value
+    assert found == pytest.approx(value)
+    assert error.file == str(path)
+    assert f"{error.key} is {error.value!r}: " in str(error)
 
 
-def _write_with_quantization_version(folder: Path, path: Path, version: int) -> None:
-    from_folder(folder, path)
-    content = bytearray(path.read_bytes())
-    at = content.index(b"general.quantization_version") + len("general.quantization_version") + 4
-    content[at : at + 4] = struct.pack("<I", version)
-    path.write_bytes(content)
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_what_says_that_there_is_nothing_is_accepted(tiny: Tiny, path: Path, family: str) -> None:
+    harmless = {
+        "attention.sliding_window": 0,
+        "attention.causal": True,
+        "expert_count": 0,
+        "rope.scaling.yarn_log_multiplier": 0.0,
+        "/split.count": 1,
+        "/general.type": "model",
+        "/another.key": 1,
+    }
+    from_folder(tiny(family, **SMALL), path, keys=harmless)
+    open_checkpoint(path)
 
 
 @pytest.mark.parametrize(
@@ -390,7 +308,7 @@ def _write_with_quantization_version(folder: Path, path: Path, version: int) -> 
         ("block_count", 0),
         ("context_length", None),
         ("embedding_length", 128),
-        ("embedding_length", -1),
+        ("embedding_length", 2**32 - 1),
         ("feed_forward_length", 2**31),
         ("attention.head_count", 3),
         ("attention.head_count", 0),
@@ -408,14 +326,10 @@ def _write_with_quantization_version(folder: Path, path: Path, version: int) -> 
         ("/tokenizer.ggml.eos_token_id", "</s>"),
     ],
 )
-def test_contradictions_are_refused(
-    tiny: Callable[..., Path], path: Path, key: str, value: object
-) -> None:
-    if isinstance(value, int) and not 0 <= value < 2**32:
-        value %= 2**32
+def test_contradictions_are_refused(tiny: Tiny, path: Path, key: str, value: object) -> None:
     scaled = {"rope.scaling.type": "yarn", "rope.scaling.factor": 1e30}
     keys = {**(scaled if key == "rope.scaling.attn_factor" else {}), key: value}
-    from_folder(tiny(), path, keys=keys)
+    from_folder(tiny(**SMALL), path, keys=keys)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
     assert caught.value.file == str(path)
@@ -459,13 +373,13 @@ def _resized(name: str, *shape: int) -> Callable[[dict[str, Stored]], None]:
     ],
 )
 def test_tensors_that_do_not_fit(
-    tiny: Callable[..., Path],
+    tiny: Tiny,
     path: Path,
     edit: Callable[[dict[str, Stored]], None],
     tensor: str,
     rule: str,
 ) -> None:
-    from_folder(tiny(attention_bias=True), path, edit=edit)
+    from_folder(tiny(**SMALL, attention_bias=True), path, edit=edit)
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
     assert (caught.value.tensor, caught.value.rule) == (tensor, rule)
@@ -485,13 +399,12 @@ def close(ours: np.ndarray, theirs: np.ndarray) -> bool:
     [("llama", {}), ("llama", {"tied": True, "num_key_value_heads": 1}), ("qwen2", {"tied": True})],
 )
 def test_logits_of_the_same_file_in_transformers(
-    tiny: Callable[..., Path], path: Path, family: str, options: dict[str, Any], kind: Type
+    tiny: Tiny, path: Path, family: str, options: dict[str, Any], kind: Type
 ) -> None:
-    from_folder(tiny(family, **options), path, kind=kind)
+    from_folder(tiny(family, **SMALL, **options), path, kind=kind)
     ours = swa.load(path, dtype="float32").logits(IDS)
     theirs = Transformers(path.parent, gguf_file=path.name).own_logits(IDS)
     assert close(ours, theirs)
-    assert not close(ours[:, ::-1], theirs)
 
 
 @pytest.mark.parametrize(
@@ -504,17 +417,17 @@ def test_logits_of_the_same_file_in_transformers(
     ],
 )
 def test_logits_of_the_folder_in_transformers(
-    tiny: Callable[..., Path], path: Path, family: str, options: dict[str, Any]
+    tiny: Tiny, path: Path, family: str, options: dict[str, Any]
 ) -> None:
     """transformers reads neither scaling nor llama's biases from GGUF files."""
-    folder = tiny(family, **options)
+    folder = tiny(family, **SMALL, **options)
     from_folder(folder, path)
     assert close(swa.load(path, dtype="float32").logits(IDS), Transformers(folder).own_logits(IDS))
 
 
 @pytest.mark.parametrize("wrong", ["unpermuted", "no factors"])
-def test_mistakes_show_in_the_logits(tiny: Callable[..., Path], path: Path, wrong: str) -> None:
-    folder = tiny(rope="llama3")
+def test_mistakes_show_in_the_logits(tiny: Tiny, path: Path, wrong: str) -> None:
+    folder = tiny(**SMALL, rope="llama3")
     theirs = Transformers(folder).own_logits(IDS)
 
     def spoil(stored: dict[str, Stored]) -> None:
@@ -528,8 +441,8 @@ def test_mistakes_show_in_the_logits(tiny: Callable[..., Path], path: Path, wron
     assert not close(swa.load(path, dtype="float32").logits(IDS), theirs)
 
 
-def test_token_ids_need_no_tokenizer(tiny: Callable[..., Path], path: Path) -> None:
-    from_folder(tiny(), path)
+def test_token_ids_need_no_tokenizer(tiny: Tiny, path: Path) -> None:
+    from_folder(tiny(**SMALL), path)
     model = swa.load(path)
     assert not model.has_tokenizer
     assert np.isfinite(model.nll(IDS[:4], IDS[4:9]).per_token).all()
@@ -537,8 +450,8 @@ def test_token_ids_need_no_tokenizer(tiny: Callable[..., Path], path: Path) -> N
         model.nll("text", "more")
 
 
-def test_a_saved_model_comes_back(tiny: Callable[..., Path], path: Path, tmp_path: Path) -> None:
-    from_folder(tiny(), path)
+def test_a_saved_model_comes_back(tiny: Tiny, path: Path, tmp_path: Path) -> None:
+    from_folder(tiny(**SMALL), path)
     model = swa.load(path).patch(swa.AttentionPolicy(8, num_sink_tokens=2))
     model.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / path.name).read_bytes() == path.read_bytes()
@@ -547,9 +460,9 @@ def test_a_saved_model_comes_back(tiny: Callable[..., Path], path: Path, tmp_pat
     assert (again.logits(IDS) == model.logits(IDS)).all()
 
 
-def test_fingerprint(tiny: Callable[..., Path], path: Path, tmp_path: Path) -> None:
+def test_fingerprint(tiny: Tiny, path: Path, tmp_path: Path) -> None:
     """Of the computation and of the numbers, not of the name or of what only describes."""
-    folder = tiny(rope="linear")
+    folder = tiny(**SMALL, rope="linear")
 
     def print_of(**options: Any) -> str:
         from_folder(folder, path, **options)
@@ -568,29 +481,38 @@ def test_fingerprint(tiny: Callable[..., Path], path: Path, tmp_path: Path) -> N
     assert print_of(edit=nudge) != original
 
 
+def test_memory() -> None:
+    """Half a GiB of numbers, out of a file of 98 MB, passes through in chunks."""
+    setup = f"""
+        from swa.checkpoint import open_checkpoint
+        checkpoint = open_checkpoint({str(wheel_model())!r})
+        assert checkpoint.n_bytes > 500 << 20
+    """
+    task = "total = sum(len(chunk.data) for chunk in checkpoint.parameters())"
+    assert measure_peak(setup, task) < 100 << 20
+
+
 # ---- files that changed, and hostile ones -----------------------------------------------------
 
 
-def test_without_the_gguf_package(
-    tiny: Callable[..., Path], path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from_folder(tiny(), path)
+def test_without_the_gguf_package(tiny: Tiny, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from_folder(tiny(**SMALL), path)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(CheckpointError, match=r"pip install 'swa\[gguf\]'"):
         open_checkpoint(path)
 
 
-def test_gguf_is_imported_only_for_its_files(tiny: Callable[..., Path]) -> None:
+def test_gguf_is_imported_only_for_its_files(tiny: Tiny) -> None:
     code = "import sys, swa; swa.load(sys.argv[1]); sys.exit('gguf' in sys.modules)"
-    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code, str(tiny())]) == 0
+    assert (
+        os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code, str(tiny(**SMALL))]) == 0
+    )
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
 @pytest.mark.parametrize("change", ["truncated", "written", "replaced", "removed"])
-def test_changes_after_opening(
-    tiny: Callable[..., Path], path: Path, change: str, when: str
-) -> None:
-    from_folder(tiny(), path)
+def test_changes_after_opening(tiny: Tiny, path: Path, change: str, when: str) -> None:
+    from_folder(tiny(**SMALL), path)
     checkpoint = open_checkpoint(path)
     chunks = checkpoint.parameters()
     if when == "while":
@@ -725,8 +647,8 @@ def test_what_is_no_file(path: Path, special: str) -> None:
         open_checkpoint(path)
 
 
-def test_every_truncation(tiny: Callable[..., Path], path: Path) -> None:
-    from_folder(tiny(), path)
+def test_every_truncation(tiny: Tiny, path: Path) -> None:
+    from_folder(tiny(**SMALL), path)
     content = path.read_bytes()
     end = content.rindex(b"blk.1.") + 100  # the header, about
     for size in [*range(0, end, 7), *range(end, len(content), 4999), len(content) - 33]:
@@ -735,10 +657,10 @@ def test_every_truncation(tiny: Callable[..., Path], path: Path) -> None:
             open_checkpoint(path)
 
 
-def test_misaligned_data(tiny: Callable[..., Path], path: Path) -> None:
+def test_misaligned_data(tiny: Tiny, path: Path) -> None:
     """With an alignment of 1, numbers lie where the header happens to end."""
-    from_folder(tiny(), path)
-    expected = loaded(open_checkpoint(path))
+    from_folder(tiny(**SMALL), path)
+    expected = loaded(path)
     content = path.read_bytes()
     with open_regular(path) as file:
         tensors = gguf_file.read_header(file).tensors
@@ -749,20 +671,20 @@ def test_misaligned_data(tiny: Callable[..., Path], path: Path) -> None:
     start = content[:16] + struct.pack("<Q", n_keys) + alignment + content[24:end]
     assert len(start) % 4
     path.write_bytes(start + content[first:])
-    ours = loaded(open_checkpoint(path))
-    assert ours.keys() == expected.keys()
-    assert all(same_bits(ours[name], expected[name]) for name in ours)
+    assert loaded(path) == expected
 
 
-def test_mutated_files_raise_nothing_else(tiny: Callable[..., Path], path: Path) -> None:
+def test_mutated_files_raise_nothing_else(tiny: Tiny, path: Path) -> None:
     """Bytes of the header changed at random: SwaError or a model, never anything else."""
     keys = {"/tokenizer.ggml.eos_token_id": 3, "/general.alignment": 32}
-    from_folder(tiny("llama", rope="yarn", attention_bias=True), path, keys=keys, kind=Type.Q8_0)
+    from_folder(
+        tiny("llama", **SMALL, rope="yarn", attention_bias=True), path, keys=keys, kind=Type.Q8_0
+    )
     content = path.read_bytes()
     end = content.rindex(b"blk.1.") + 60
     rng = random.Random(20)
     refused = 0
-    for _ in range(600):
+    for _ in range(2000):
         mutated = bytearray(content)
         for _ in range(rng.choice((1, 1, 2, 4))):
             at = rng.randrange(4, end)
@@ -775,4 +697,4 @@ def test_mutated_files_raise_nothing_else(tiny: Callable[..., Path], path: Path)
             swa.load(path, num_threads=1)
         except SwaError:
             refused += 1
-    assert 100 < refused < 600
+    assert 1000 < refused < 2000

@@ -408,6 +408,20 @@ def test_what_is_not_tested_is_not_rebuilt(changed: dict[str, str | None]) -> No
         rebuild("smollm", **changed)
 
 
+def test_token_ids_work_without_it(tmp_path: Path) -> None:
+    keys = {**keys_of("smollm"), "tokenizer.ggml.pre": "tekken"}
+    folder = tiny_checkpoint(tmp_path / "folder", vocab_size=len(keys["tokenizer.ggml.tokens"]))
+    from_folder(folder, tmp_path / "model.gguf", tokenizer=keys)
+    with pytest.warns(swa.SwaWarning, match="tekken.*tokenizer=") as caught:
+        model = swa.load(tmp_path / "model.gguf")
+    assert caught[0].filename == __file__
+    assert model.nll([1, 2], [3]).mean > 0
+    with pytest.raises(TokenizerError, match="tokenizer="):
+        model.nll("text", "more")
+    own = Tokenizer(vocabulary())
+    assert swa.load(tmp_path / "model.gguf", tokenizer=own).tokenizer is own
+
+
 @pytest.mark.parametrize(
     "changed",
     [
