@@ -14,6 +14,7 @@ from swa import jsonio
 from swa.checkpoint import Checkpoint, Chunk
 from swa.config import ModelConfig
 from swa.errors import CheckpointError
+from swa.fields import brief
 from swa.safetensors_file import TensorEntry, read_header
 from swa.weight_files import FileStamp, OpenFile, open_regular
 
@@ -185,7 +186,7 @@ def read_index(path: Path) -> tuple[dict[str, str], FileStamp]:
     for tensor, name in weight_map.items():
         if not _is_plain_name(name):
             raise CheckpointError(
-                f"the shard {name!r} is not the plain name of a file",
+                f"the shard {brief(name)} is not the plain name of a file",
                 file=path,
                 tensor=tensor,
                 rule="shard-name",
@@ -222,7 +223,7 @@ def _read_shards(folder: Path, weight_map: Mapping[str, str]) -> dict[str, Store
     for shard in sorted(set(weight_map.values())):
         for name, tensor in _read_shard(folder / shard).items():
             if weight_map.get(name, shard if _is_buffer(name) else None) != shard:
-                place = repr(weight_map[name]) if name in weight_map else "no shard"
+                place = brief(weight_map[name]) if name in weight_map else "no shard"
                 raise CheckpointError(
                     f"the index places it in {place}",
                     file=folder / shard,

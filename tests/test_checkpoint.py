@@ -308,6 +308,7 @@ def test_a_malformed_header_names_the_file(folder: Path) -> None:
         (b'{"a": 1, "a": 2}', "'a' is given twice"),
         (b'{"a": "\xff"}', "utf-8"),
         ('{"a": 1}'.encode("utf-16"), "utf-8"),
+        ('{"a": 1}'.encode("utf-8-sig"), "BOM"),
         (b'{"a": ' + b"[" * 100_000, "nested too deep"),
     ],
 )
