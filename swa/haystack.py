@@ -20,6 +20,7 @@ SPLITS: tuple[Split, Split] = ("calibration", "heldout")
 
 _DATA = Path(__file__).parent / "data"
 _SENTENCE_END = re.compile(r"""[.!?]["'”’)\]]*$""")
+_OPENING = "\"'“‘(["
 _ABBREVIATIONS = frozenset({"Dr.", "Esq.", "Jr.", "Mr.", "Mrs.", "Ms.", "No.", "St.", "Vol."})
 
 
@@ -42,7 +43,8 @@ class Haystack:
                 if sentence_ended:
                     starts.append(len(words))
                 words.append((" " if i else "\n\n") + word)
-                sentence_ended = bool(_SENTENCE_END.search(word)) and word not in _ABBREVIATIONS
+                abbreviated = word.lstrip(_OPENING) in _ABBREVIATIONS
+                sentence_ended = bool(_SENTENCE_END.search(word)) and not abbreviated
         return cls(tuple(words), tuple(starts))
 
     def halves(self) -> tuple[Haystack, Haystack]:

@@ -24,7 +24,7 @@ from swa.generation import Generation, Sampler, TextStream, continue_text
 from swa.memory import GIB, available_bytes
 from swa.policy import AttentionPolicy, Rows, format_layers
 from swa.selection import Selection
-from swa.tokenizer import Tokenizer
+from swa.tokenizer import Tokenizer, is_chat
 
 DEFAULT_NEW_TOKENS = 256
 
@@ -390,9 +390,8 @@ class Model:
         return "\n".join(lines)
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        chat = isinstance(prompt, Sequence) and any(isinstance(part, Mapping) for part in prompt)
-        ids = self.tokenizer.encode_prompt(prompt) if chat or isinstance(prompt, str) else prompt
-        return _token_ids(ids, "prompt")
+        text = isinstance(prompt, str) or is_chat(prompt)
+        return _token_ids(self.tokenizer.encode_prompt(prompt) if text else prompt, "prompt")
 
     def _answer_ids(self, answer: Answer) -> tuple[int, ...]:
         ids = self.tokenizer.encode_answer(answer) if isinstance(answer, str) else answer
@@ -561,7 +560,7 @@ def _stop_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[
     return frozenset(stop)
 
 
-def _token_ids(ids: Iterable[int], what: str) -> tuple[int, ...]:
+def _token_ids(ids: Iterable[Any], what: str) -> tuple[int, ...]:
     try:
         checked = tuple(operator.index(token) for token in ids)
     except TypeError:

@@ -77,7 +77,7 @@ class AttentionPolicy:
     consumer: str | None = None
 
     def __post_init__(self) -> None:
-        window = self.sliding_window
+        window: object = self.sliding_window
         if isinstance(window, Iterable) and not isinstance(window, (str, bytes)):
             checked: int | tuple[int, ...] = tuple(
                 _integer(w, f"sliding_window[{i}]", 1) for i, w in enumerate(window)

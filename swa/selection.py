@@ -40,14 +40,15 @@ class Budget:
     fraction: float | None = None
 
     def __post_init__(self) -> None:
-        count, share = self.full_attention_layers, self.fraction
+        count: object = self.full_attention_layers
+        share: object = self.fraction
         if (count is None) == (share is None):
             raise InputError("a budget is either full_attention_layers= or fraction=: give one")
         # The dataclass is frozen for its users; normalising its own fields is the one exception.
         if count is not None:
             count = checked_integer(count, "full_attention_layers", 0)
             object.__setattr__(self, "full_attention_layers", count)
-        elif isinstance(share, Real) and not isinstance(share, bool) and 0 <= share <= 1:
+        elif not isinstance(share, bool) and isinstance(share, Real) and 0 <= float(share) <= 1:
             object.__setattr__(self, "fraction", float(share))
         else:
             raise InputError(f"fraction must be a number in 0..1, not {share!r}")

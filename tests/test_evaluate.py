@@ -11,10 +11,10 @@ import pytest
 from builders import tiny_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
-from swa.examples import Example
 
 import swa
 from swa.evaluation import Evaluation, evaluate
+from swa.examples import Example
 
 POLICY = swa.AttentionPolicy(sliding_window=8, num_sink_tokens=2)
 

@@ -14,10 +14,10 @@ from builders import tiny_checkpoint
 from checkpoint_files import BYTE_BOS as BOS
 from checkpoint_files import BYTE_EOS as EOS
 from checkpoint_files import BYTE_VOCAB as VOCAB
-from swa.examples import Example
 
 import swa.model
 from swa.errors import CheckpointError, InputError, PolicyError, TokenizerError
+from swa.examples import Example
 from swa.model import Model, load
 from swa.policy import FULL, SLIDING, AttentionPolicy
 

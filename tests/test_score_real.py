@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from swa.examples import Example
 
 import swa
+from swa.examples import Example
 from swa.layer_scores import LayerScores
 from swa.testing import noise_floor
 

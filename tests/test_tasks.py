@@ -74,9 +74,11 @@ def split_copy(body: str) -> tuple[str, str]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chat", [False, True])
 def test_prompts_have_the_length_that_was_asked_for(kind: str, chat: bool) -> None:
+    # "metaspace" has one token for a full stop and the break after it: some lengths do not exist.
+    missing = (0, 1) if kind == "metaspace" else (0,)
     for prompt_tokens in (801, 1024, 2000, 3071):
         for example in synthetic(tokenizer(kind, chat), prompt_tokens=prompt_tokens):
-            assert example.prompt_len == prompt_tokens, example
+            assert prompt_tokens - example.prompt_len in missing, example
 
 
 def test_prompts_have_every_length() -> None:
@@ -287,7 +289,7 @@ def test_another_process_makes_the_same_examples(hash_seed: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "expected"), [("calibration", "d77bb23df48533c6"), ("heldout", "ebc4be79ac6ed382")]
+    ("split", "expected"), [("calibration", "0fa1131b377bd02f"), ("heldout", "ebc4be79ac6ed382")]
 )
 def test_the_built_in_examples_stay_what_they_are(split: Any, expected: str) -> None:
     """Published numbers rest on them: a change here makes those of the README obsolete."""
@@ -389,7 +391,9 @@ def test_a_short_text_is_repeated() -> None:
         assert "slept" not in body
 
 
-@pytest.mark.parametrize("text", ["", "   \n\n ", "one", "The sea was calm and Mr. Smith slept."])
+@pytest.mark.parametrize(
+    "text", ["", "   \n\n ", "one", 'The sea was calm and Mr. Smith slept by "Mrs. Hill".']
+)
 def test_less_than_two_sentences_are_refused(text: str) -> None:
     with pytest.raises(ExampleError, match="at least two sentences"):
         synthetic(tokenizer("byte"), haystack=text)
