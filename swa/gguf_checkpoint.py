@@ -279,7 +279,7 @@ def _read_rope(
         recipe = {"rope_type": "yarn", **yarn}
     elif kind == "linear" and factor != 1:
         recipe = {"rope_type": "linear", "factor": factor}
-    scaling = Fields(recipe, file=file.stamp.path, prefix=f"{kind} rope.scaling: ")
+    scaling = Fields(recipe, file=file.stamp.path, prefix="rope.scaling.")
     rope = read_rope(scaling, theta, head_dim, context_length)
     attn_factor = fields.number("rope.scaling.attn_factor", 1.0)
     if attn_factor != 1:

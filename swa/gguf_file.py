@@ -125,17 +125,14 @@ class _Cursor:
     def fail(self, message: str, rule: str, tensor: str | None = None) -> NoReturn:
         raise CheckpointError(message, file=self.file.stamp.path, tensor=tensor, rule=rule)
 
-    def require(self, n_bytes: int) -> None:
-        """Refuse what the header has no room for, before anything is allocated."""
+    def take(self, n_bytes: int) -> bytes:
+        """The next bytes; refused before anything is allocated if the header has no room."""
         if n_bytes > self._end - self.position:
             self.fail(
                 f"the header goes on for {n_bytes} bytes at byte {self.position}, but the file has"
                 f" {self.file.stamp.size}, and swa reads headers of at most {MAX_HEADER_BYTES}",
                 "header-length",
             )
-
-    def take(self, n_bytes: int) -> bytes:
-        self.require(n_bytes)
         start, self._at = self._at, self._at + n_bytes
         if self._at > len(self._block):
             missing = self._at - len(self._block)
@@ -179,7 +176,6 @@ class _Cursor:
 
     def _array(self, type_id: int, n_items: int) -> list[str] | array[Any]:
         if type_id == _STRING:
-            self.require(8 * n_items)  # every length takes 8 bytes
             return [self.string() for _ in range(n_items)]
         items = array(self._code(type_id))
         items.frombytes(self.take(n_items * items.itemsize))

@@ -46,6 +46,7 @@ VOCAB_SIZE = 2000
 CORPUS = [
     "The year 1984, the 3rd of May: 12345678 people paid $1,234.56 (or 1 000 000 €).",
     "I'm sure they'll say it's what we've done; you're right, I'd SAY: IT'S YOU'LL'VE 'S 't",
+    "He'SAVED what I'MEANT, they'READ of you'LLAMAS and he'Dared: it'Ts",
     "def f(x):\n    return x ** 2  # squared\n\n\n\tif x:\r\n\t\tprint('no   way')\n",
     "  two  spaces   three    four \t tabs\t\tand \n newlines \n\n  \n indented",
     "東京は日本の首都です。2024年12月31日、人口は１３００万人。中文字符测试，标点！",
@@ -69,6 +70,7 @@ NASTY = [
     "<|im_start|>user\nhi <|im_end|>  <|endoftext|><|endoftext|> <|im_end",
     "a<think>b</think>   c",
     "é<|im_end|>é e\u0301<|im_end|>\u0301",
+    "a<|im_end|>\u0338 b",  # a letter of the token would compose with what follows
     "\r\n\r\n \r \n\n\r\n!\r\n",
 ]
 TEXTS = st.one_of(
