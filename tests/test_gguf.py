@@ -343,6 +343,11 @@ def _resized(name: str, *shape: int) -> Callable[[dict[str, Stored]], None]:
     return lambda stored: stored.update({name: (np.ones(shape, np.float32), Type.F32)})
 
 
+def _factors(value: float) -> Callable[[dict[str, Stored]], None]:
+    factors = np.full(8, value, np.float32)
+    return lambda stored: stored.update({"rope_freqs.weight": (factors, Type.F32)})
+
+
 @pytest.mark.parametrize(
     ("edit", "tensor", "rule"),
     [
@@ -358,13 +363,9 @@ def _resized(name: str, *shape: int) -> Callable[[dict[str, Stored]], None]:
         (_resized("blk.0.attn_k.weight", 2048), "blk.0.attn_k.weight", "shape-matches-config"),
         (_resized("output.weight", 257, 64), "output.weight", "shape-matches-config"),
         (_resized("rope_freqs.weight", 7), "rope_freqs.weight", "shape-matches-config"),
-        (
-            lambda stored: stored.update(
-                {"rope_freqs.weight": (np.full(8, np.nan, np.float32), Type.F32)}
-            ),
-            "rope_freqs.weight",
-            "rope-factors",
-        ),
+        (_factors(np.nan), "rope_freqs.weight", "rope-factors"),
+        (_factors(np.inf), "rope_freqs.weight", "rope-factors"),
+        (_factors(0), "rope_freqs.weight", "rope-factors"),
         (
             lambda stored: stored.update({"rope_freqs.weight": (np.ones(8, np.float16), Type.F16)}),
             "rope_freqs.weight",
