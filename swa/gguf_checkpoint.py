@@ -26,9 +26,6 @@ from swa.gguf_tokenizer import rebuild_tokenizer
 from swa.rope import Rope, read_rope
 from swa.safetensors_checkpoint import (
     CHUNK_BYTES,
-    N_SAMPLES,
-    SAMPLE_BYTES,
-    WHOLE_BYTES,
     Parameter,
     expected_parameters,
 )
@@ -399,10 +396,6 @@ def _fingerprint(config: ModelConfig, slots: list[_Slot], file: OpenFile) -> str
     whole = hashlib.sha256(config.digest_bytes())
     for (_, tensor, layer, shape), stored in slots:
         whole.update(f"{tensor} {layer} {stored.kind.name} {shape} ".encode())
-        if stored.n_bytes <= WHOLE_BYTES:
-            whole.update(file.read(stored.offset, stored.n_bytes))
-            continue
-        last = stored.n_bytes - SAMPLE_BYTES
-        for i in range(N_SAMPLES):  # the first bytes, the last ones, and evenly between
-            whole.update(file.read(stored.offset + last * i // (N_SAMPLES - 1), SAMPLE_BYTES))
+        for sample in file.samples(stored.offset, stored.n_bytes):
+            whole.update(sample)
     return whole.hexdigest()

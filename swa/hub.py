@@ -7,23 +7,10 @@ from pathlib import Path
 
 from swa.errors import CheckpointError
 from swa.safetensors_checkpoint import CONFIG, INDEX, WEIGHTS, has_index, read_config, read_index
+from swa.tokenizer import TOKENIZER_FILES
 
 # Beside the weights; what a repository does not have is not missed.
-_SMALL_FILES = (
-    CONFIG,
-    INDEX,
-    "generation_config.json",
-    "swa.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
+_SMALL_FILES = (CONFIG, INDEX, "generation_config.json", "swa.json", *TOKENIZER_FILES)
 
 
 def download(

@@ -25,8 +25,6 @@ INDEX = "model.safetensors.index.json"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 
 CHUNK_BYTES = 16 << 20
-# What of a tensor goes into the fingerprint: all of a small one, else this many samples.
-WHOLE_BYTES, N_SAMPLES, SAMPLE_BYTES = 64 << 10, 4, 4 << 10
 
 
 class Parameter(NamedTuple):
@@ -299,10 +297,6 @@ def _chunks(file: OpenFile, slot: Slot) -> Iterator[Chunk]:
 
 def _digest(file: OpenFile, name: str, entry: TensorEntry) -> bytes:
     digest = hashlib.sha256(f"{name} {entry.dtype} {entry.shape} ".encode())
-    if entry.n_bytes <= WHOLE_BYTES:
-        digest.update(file.read(entry.offset, entry.n_bytes))
-        return digest.digest()
-    last = entry.n_bytes - SAMPLE_BYTES
-    for i in range(N_SAMPLES):  # the first bytes, the last ones, and evenly between
-        digest.update(file.read(entry.offset + last * i // (N_SAMPLES - 1), SAMPLE_BYTES))
+    for sample in file.samples(entry.offset, entry.n_bytes):
+        digest.update(sample)
     return digest.digest()

@@ -30,7 +30,7 @@ TEMPLATE_DATE = datetime(2024, 7, 26)
 """What a chat template is told that today is: scores must not change over night."""
 
 # Files of a tokenizer; those that swa does not read are for other libraries, and travel along.
-_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -130,7 +130,7 @@ class Tokenizer:
             )
         except TokenizerError as error:
             raise TokenizerError(f"{config_file}: {error}") from None
-        beside = {name: folder / name for name in _FILES if (folder / name).is_file()}
+        beside = {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
         tokenizer._files = beside | {"tokenizer.json": file}
         return tokenizer
 

@@ -17,6 +17,7 @@ from swa.errors import CheckpointError
 
 MAX_JSON_BYTES = 16 << 20  # of config.json, an index or a header: parsing takes < 1 GiB
 _MAX_READ = 1 << 30  # some systems refuse more at once
+_WHOLE_BYTES, _N_SAMPLES, _SAMPLE_BYTES = 64 << 10, 4, 4 << 10
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ class OpenFile(NamedTuple):
             parts.append(part)
             left -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def samples(self, offset: int, n_bytes: int) -> Iterator[bytes]:
+        """What of a tensor goes into a fingerprint: all of a small one, pieces of a large one."""
+        if n_bytes <= _WHOLE_BYTES:
+            yield self.read(offset, n_bytes)
+            return
+        last = n_bytes - _SAMPLE_BYTES
+        for i in range(_N_SAMPLES):  # the first bytes, the last ones, and evenly between
+            yield self.read(offset + last * i // (_N_SAMPLES - 1), _SAMPLE_BYTES)
 
     def read_whole(self) -> bytes:
         """All of a small file; raises CheckpointError above MAX_JSON_BYTES."""
