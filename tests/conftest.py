@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from engines import TIERS  # not above: tests without the engine need not load it
 
         metafunc.parametrize("tier", TIERS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_sources(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Child processes import the installed package, not the folder `swa` of the sources."""
+    home = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("away"))
+    yield
+    os.chdir(home)
 
 
 @pytest.fixture(scope="session")
