@@ -1,11 +1,8 @@
-"""What an open checkpoint yields, changes to its config.json, the memory that a task takes."""
+"""What an open checkpoint yields, and changes to its config.json."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +39,3 @@ def file_name(tensor: str, layer: int) -> str:
     elif module != "lm_head":
         path = f"model.{path}"
     return f"{path}.{bias or 'weight'}"
-
-
-_PEAK = """
-def peak():  # not getrusage: its peak is that of the parent process, if that was higher
-    lines = open("/proc/self/status").read().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-"""
-
-
-def measure_peak(setup: str, task: str) -> int:
-    """Bytes that `task` adds to the peak memory of a fresh Python process after `setup`."""
-    parts = (_PEAK, setup, "before = peak()", task, "print(peak() - before)")
-    code = "\n".join(map(textwrap.dedent, parts))
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60
-    )
-    return int(done.stdout)

@@ -18,7 +18,8 @@ import safetensors
 from builders import tiny_checkpoint
 from checkpoint_files import read_tensors, write_safetensors
 from engines import logits, open_engine
-from opened import collect, edit_json, file_name, measure_peak
+from opened import collect, edit_json, file_name
+from processes import measure_peak
 from reference import Rows
 
 import swa.safetensors_checkpoint

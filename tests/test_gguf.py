@@ -21,7 +21,8 @@ from checkpoint_files import DTYPES, encode, read_tensors
 from gguf import GGMLQuantizationType as Type
 from gguf_files import Stored, from_folder, gguf_name
 from hf_reference import Transformers
-from opened import collect, file_name, measure_peak
+from opened import collect, file_name
+from processes import measure_peak
 
 import swa
 from swa import gguf_checkpoint, gguf_file

@@ -13,7 +13,7 @@ import pytest
 import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opened import measure_peak
+from processes import measure_peak
 
 from swa.errors import CheckpointError, UnsupportedModelError
 from swa.safetensors_file import TensorEntry, read_header

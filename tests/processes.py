@@ -1,0 +1,40 @@
+"""Fresh Python processes for tests: what they print, and what memory they take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+
+
+def run_python(code: str, *arguments: object, **environment: str) -> str:
+    """Run code in a fresh interpreter that can import the tests' modules; its output."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])} | environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had at once.
+
+    Not getrusage: its peak is that of the process it was forked from, if that was higher.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def measure_peak(setup: str, task: str) -> int:
+    """Bytes that `task` adds to the peak memory of a fresh Python process after `setup`."""
+    parts = ("from processes import peak_bytes", setup, "before = peak_bytes()", task)
+    code = "\n".join(map(textwrap.dedent, parts)) + "\nprint(peak_bytes() - before)"
+    return int(run_python(code))
