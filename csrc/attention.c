@@ -97,11 +97,15 @@ void swa_kv_copy(swa_kv_t *to, const swa_kv_t *from, int64_t first, int64_t end)
 
 /* ---- scratch ------------------------------------------------------------------------------------------------ */
 
-enum { SCORE_BYTES = SWA_QUERY_BLOCK * SWA_TILE * sizeof(float), ROW_BYTES = SWA_QUERY_BLOCK * sizeof(float) };
+enum {
+    SCORE_BYTES = SWA_QUERY_BLOCK * SWA_TILE * sizeof(float),
+    SHIFT_BYTES = SWA_QUERY_BLOCK * sizeof(float),
+    SUM_BYTES = SHIFT_BYTES * SWA_MAX_LANES
+};
 
 size_t swa_attention_scratch_bytes(const swa_kv_t *kv)
 {
-    return SCORE_BYTES + SCORE_BYTES / 2 + 2 * ROW_BYTES +
+    return SCORE_BYTES + SCORE_BYTES / 2 + SHIFT_BYTES + SUM_BYTES +
            (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float) + kv->value_tile_bytes;
 }
 
@@ -109,9 +113,9 @@ void swa_attention_scratch_place(swa_attention_scratch_t *scratch, const swa_kv_
 {
     scratch->scores = (float *)memory;
     scratch->probabilities = (uint16_t *)(memory += SCORE_BYTES);
-    scratch->maximum = (float *)(memory += SCORE_BYTES / 2);
-    scratch->sum = (float *)(memory += ROW_BYTES);
-    scratch->output = (float *)(memory += ROW_BYTES);
+    scratch->shifts = (float *)(memory += SCORE_BYTES / 2);
+    scratch->sums = (float *)(memory += SHIFT_BYTES);
+    scratch->output = (float *)(memory += SUM_BYTES);
     scratch->value_tile = memory + (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float);
 }
 
@@ -205,10 +209,9 @@ static void attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, i
     const swa_kernels_t *kernels = kv->kernels;
     const int64_t d = kv->head_dim, columns = kv->value_columns, panel = kernels->panel;
     const float scale = SWA_LOG2_E / sqrtf((float)d); /* the kernel exponentiates base 2 */
-    for (int64_t r = 0; r < m; r++) {
-        s->maximum[r] = -INFINITY;
-        s->sum[r] = 0.0f;
-    }
+    for (int64_t r = 0; r < m; r++)
+        s->shifts[r] = -INFINITY;
+    memset(s->sums, 0, (size_t)(m * SWA_MAX_LANES) * sizeof(float));
     memset(s->output, 0, (size_t)(m * columns) * sizeof(float));
 
     int64_t last_tile = (row + m - 1) / SWA_TILE;
@@ -227,12 +230,12 @@ static void attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, i
         if (!interior)
             for (int64_t r = 0; r < m; r++)
                 hide(s->scores + r * SWA_TILE, hidden_keys(mask, row + r, tile_start));
-        kernels->softmax_tile(m, s->scores, scale, s->maximum, s->sum, s->output, columns, d);
-        const void *p = s->scores;
-        if (kv->bf16) {
-            kernels->to_bf16(m * SWA_TILE, s->scores, s->probabilities);
-            p = s->probabilities;
-        }
+        const void *p = kv->bf16 ? (const void *)s->probabilities : s->scores;
+        if (kv->bf16)
+            kernels->softmax_tile_bf16(m, s->scores, s->probabilities, scale, s->shifts, s->sums, s->output, columns,
+                                       d);
+        else
+            kernels->softmax_tile(m, s->scores, s->scores, scale, s->shifts, s->sums, s->output, columns, d);
         if (interior || !kv->not_finite[index]) {
             tile_product(kv, m, SWA_TILE, p, SWA_TILE, values, columns / panel, s->output, columns, true);
             continue;
@@ -245,6 +248,14 @@ static void attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, i
                          columns / panel, s->output + r * columns, columns, true);
         }
     }
+}
+
+static float row_sum(const float *lanes)
+{
+    float sum = 0.0f;
+    for (int i = 0; i < SWA_MAX_LANES; i++)
+        sum += lanes[i];
+    return sum;
 }
 
 void swa_attend(const swa_model_t *model, const swa_kv_t *kv, swa_mask_t mask, int64_t first, int64_t end,
@@ -262,7 +273,7 @@ void swa_attend(const swa_model_t *model, const swa_kv_t *kv, swa_mask_t mask, i
             attend_block(kv, mask, head / group, row, m, (const unsigned char *)queries + offset, stride, scratch);
             for (int64_t r = 0; r < m; r++) {
                 float *output = scratch->output + r * kv->value_columns;
-                kv->kernels->scale(d, output, 1.0f / scratch->sum[r]);
+                kv->kernels->scale(d, output, 1.0f / row_sum(scratch->sums + r * SWA_MAX_LANES));
                 swa_store_activation(model, d, output, (unsigned char *)out + offset + (size_t)(r * stride) * element);
             }
         }

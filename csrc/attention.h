@@ -24,7 +24,7 @@ typedef struct {
 
 /* Scratch of one thread. */
 typedef struct {
-    float *scores, *output, *maximum, *sum;
+    float *scores, *output, *shifts, *sums;
     uint16_t *probabilities;
     unsigned char *value_tile;
 } swa_attention_scratch_t;

@@ -150,21 +150,25 @@ INLINE float lanes_max(vf value)
     return best;
 }
 
-/* 2^x for x <= 127, relative error below 2e-7 (Chebyshev fit of degree 6 on [-1/2, 1/2]); 0 below -125, which
- * no sum of probabilities can notice; NaN stays NaN. */
+/* 2^x for x <= 127, and zero where that is below 2^-125, which no sum of probabilities can notice; NaN stays NaN. The
+ * polynomial (Chebyshev fit on [-1/2, 1/2]) has a relative error below 2e-7, or, where bf16 will hold the result, 3e-6. */
+INLINE vf exp2_bounded(const bool for_bf16, vf x)
+{
+    static const float exact[] = {1.5461444855e-4f, 1.3400427997e-3f, 9.6180569381e-3f, 5.5503271520e-2f,
+                                  2.4022650719e-1f, 6.9314718246e-1f, 1.0f};
+    static const float coarse[] = {9.5828529447e-3f, 5.5906426162e-2f, 2.4024099112e-1f, 6.9312417507e-1f, 1.0f};
+    const float *coefficients = for_bf16 ? coarse : exact;
+    const int degree = for_bf16 ? 4 : 6;
+    x = vf_max(vf_set1(-200.0f), x); /* -inf - -inf would be NaN */
+    vf whole = vf_round(x), fraction = vf_sub(x, whole);
+    vf p = vf_set1(coefficients[0]);
+    UNROLL for (int i = 1; i <= degree; i++) p = vf_fma(p, fraction, vf_set1(coefficients[i]));
+    return vf_times_power_of_2(p, whole);
+}
+
 INLINE vf exp2_vector(vf x)
 {
-    vf clamped = vf_min(vf_set1(127.4f), vf_max(vf_set1(-125.0f), x));
-    vf whole = vf_round(clamped);
-    vf f = vf_sub(clamped, whole);
-    vf p = vf_set1(1.5461444855e-4f);
-    p = vf_fma(p, f, vf_set1(1.3400427997e-3f));
-    p = vf_fma(p, f, vf_set1(9.6180569381e-3f));
-    p = vf_fma(p, f, vf_set1(5.5503271520e-2f));
-    p = vf_fma(p, f, vf_set1(2.4022650719e-1f));
-    p = vf_fma(p, f, vf_set1(6.9314718246e-1f));
-    p = vf_fma(p, f, vf_set1(1.0f));
-    return vf_zero_if_less(x, vf_set1(-125.0f), vf_times_power_of_2(p, whole));
+    return exp2_bounded(false, vf_min(vf_set1(127.4f), x));
 }
 
 static void rms_norm(int64_t n, const float *x, const float *weight, float eps, float *out)
@@ -223,34 +227,55 @@ static void to_bf16(int64_t n, const float *x, uint16_t *out)
 
 /* ---- softmax ---------------------------------------------------------------------------------------------- */
 
-static void softmax_tile(int64_t m, float *scores, float scale_factor, float *maximum, float *sum, float *output,
-                         int64_t output_stride, int64_t n_out)
+/* The shift of a row's exponents lags behind its maximum by up to 2^LAG, so that rescaling is rare. */
+#define LAG 8.0f
+
+INLINE void softmax_rows(const bool for_bf16, int64_t m, const float *scores, void *probabilities, float scale_factor,
+                         float *shifts, float *sums, float *output, int64_t output_stride, int64_t n_out)
 {
-    for (int64_t r = 0; r < m; r++, scores += SWA_TILE, output += output_stride) {
-        vf s[SWA_TILE / VECTOR_LANES];
-        UNROLL for (int v = 0; v < SWA_TILE / VECTOR_LANES; v++) s[v] = vf_load(scores + v * VECTOR_LANES);
-        vf top = s[0];
-        UNROLL for (int v = 1; v < SWA_TILE / VECTOR_LANES; v++) top = vf_max(top, s[v]);
-        float tile_max = lanes_max(top);
-        float new_max = maximum[r] > tile_max ? maximum[r] : tile_max;
-        /* Nothing visible yet: any finite shift gives exp2(-inf) = 0. */
-        float shift = new_max == -INFINITY ? 0.0f : new_max * scale_factor;
-        vf factor = vf_set1(scale_factor), minus_shift = vf_set1(-shift), total = vf_set1(0.0f);
-        UNROLL for (int v = 0; v < SWA_TILE / VECTOR_LANES; v++) {
-            vf p = exp2_vector(vf_fma(s[v], factor, minus_shift));
-            total = vf_add(total, p);
-            vf_store(scores + v * VECTOR_LANES, p);
-        }
-        if (new_max != maximum[r]) { /* also true for NaN; the first tile rescales zeros */
-            float lanes[VECTOR_LANES];
-            vf_store(lanes, exp2_vector(vf_set1(maximum[r] * scale_factor - shift)));
-            sum[r] *= lanes[0];
+    enum { VECTORS = SWA_TILE / VECTOR_LANES };
+    for (int64_t r = 0; r < m; r++, scores += SWA_TILE, sums += SWA_MAX_LANES, output += output_stride) {
+        vf s[VECTORS];
+        UNROLL for (int v = 0; v < VECTORS; v++) s[v] = vf_mul(vf_load(scores + v * VECTOR_LANES), vf_set1(scale_factor));
+        vf top = s[0], sum = vf_load(sums);
+        UNROLL for (int v = 1; v < VECTORS; v++) top = vf_max(top, s[v]);
+        if (vf_any_greater(top, vf_set1(shifts[r] + LAG))) { /* from -inf, too; the first tile rescales zeros */
+            float shift = lanes_max(top), lanes[VECTOR_LANES];
+            vf_store(lanes, exp2_vector(vf_set1(shifts[r] - shift)));
+            sum = vf_mul(sum, vf_set1(lanes[0]));
             scale(n_out, output, lanes[0]);
-            maximum[r] = new_max;
+            shifts[r] = shift;
         }
-        sum[r] += lanes_sum(total);
+        /* Nothing visible yet: any finite shift gives exp2(-inf) = 0. */
+        vf shift = vf_set1(shifts[r] == -INFINITY ? 0.0f : shifts[r]);
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            int64_t at = r * SWA_TILE + v * VECTOR_LANES;
+            vf p = exp2_bounded(for_bf16, vf_sub(s[v], shift));
+            if (for_bf16) { /* the sum is of what will be multiplied: a row that sees one key gets its value */
+                vf_store_bf16((uint16_t *)probabilities + at, p);
+                p = vf_load_bf16((uint16_t *)probabilities + at);
+            } else {
+                vf_store((float *)probabilities + at, p);
+            }
+            sum = vf_add(sum, p);
+        }
+        vf_store(sums, sum);
     }
 }
+
+static void softmax_tile(int64_t m, const float *scores, float *probabilities, float scale_factor, float *shifts,
+                         float *sums, float *output, int64_t output_stride, int64_t n_out)
+{
+    softmax_rows(false, m, scores, probabilities, scale_factor, shifts, sums, output, output_stride, n_out);
+}
+
+#ifdef TIER_HAS_BF16_DOT
+static void softmax_tile_bf16(int64_t m, const float *scores, uint16_t *probabilities, float scale_factor,
+                              float *shifts, float *sums, float *output, int64_t output_stride, int64_t n_out)
+{
+    softmax_rows(true, m, scores, probabilities, scale_factor, shifts, sums, output, output_stride, n_out);
+}
+#endif
 
 static void exp_shifted(int64_t n, const float *x, float shift, float *out)
 {
@@ -271,6 +296,7 @@ const swa_kernels_t JOIN(swa_kernels_, TIER) = {
     .panel = PANEL,
 #ifdef TIER_HAS_BF16_DOT
     .panel_bf16 = panel_bf16,
+    .softmax_tile_bf16 = softmax_tile_bf16,
 #endif
     .panel_f32 = panel_f32,
     .panel_f32_bf16 = panel_f32_bf16,

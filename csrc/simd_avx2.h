@@ -1,5 +1,6 @@
 /* Vector operations of the AVX2 + FMA tier. */
 #include <immintrin.h>
+#include <stdbool.h>
 
 #include "numeric.h"
 
@@ -23,12 +24,10 @@ static inline vf vf_round(vf x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEARES
 static inline vf vf_times_power_of_2(vf x, vf whole)
 {
     __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
+    __m256 scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
+    return _mm256_and_ps(_mm256_cmp_ps(whole, _mm256_set1_ps(-125.0f), _CMP_NLT_UQ), scaled);
 }
-static inline vf vf_zero_if_less(vf x, vf bound, vf value)
-{
-    return _mm256_and_ps(_mm256_cmp_ps(x, bound, _CMP_NLT_UQ), value);
-}
+static inline bool vf_any_greater(vf a, vf b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
 
 static inline vf vf_load_bf16(const uint16_t *p)
 {

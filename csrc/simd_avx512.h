@@ -1,5 +1,6 @@
 /* Vector operations of the AVX-512 tiers (F, BW, DQ, VL). */
 #include <immintrin.h>
+#include <stdbool.h>
 
 #include "numeric.h"
 
@@ -21,10 +22,7 @@ static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 static inline vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 static inline vf vf_round(vf x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline vf vf_times_power_of_2(vf x, vf whole) { return _mm512_scalef_ps(x, whole); }
-static inline vf vf_zero_if_less(vf x, vf bound, vf value)
-{
-    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), value);
-}
+static inline bool vf_any_greater(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 
 static inline vf vf_load_bf16(const uint16_t *p)
 {
@@ -32,6 +30,9 @@ static inline vf vf_load_bf16(const uint16_t *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
+#ifdef __AVX512BF16__
+static inline void vf_store_bf16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+#else
 static inline void vf_store_bf16(uint16_t *p, vf x)
 {
     __m512i bits = _mm512_castps_si512(x);
@@ -41,3 +42,4 @@ static inline void vf_store_bf16(uint16_t *p, vf x)
     rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
+#endif

@@ -1,5 +1,6 @@
 /* Vector operations in portable C: four lanes of the compilers' vector extension (SSE2, NEON, or scalars). */
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "numeric.h"
@@ -36,9 +37,13 @@ static inline vf vf_round(vf x)
 static inline vf vf_times_power_of_2(vf x, vf whole)
 {
     vi exponent = (vi)(whole + vf_set1(0x1.8p23f)) << 23; /* the sum's low bits are the integer */
-    return (vf)((vi)x + exponent);
+    return (vf)(~(whole < vf_set1(-125.0f)) & ((vi)x + exponent));
 }
-static inline vf vf_zero_if_less(vf x, vf bound, vf value) { return (vf)(~(x < bound) & (vi)value); }
+static inline bool vf_any_greater(vf a, vf b)
+{
+    vi greater = a > b;
+    return (greater[0] | greater[1] | greater[2] | greater[3]) != 0;
+}
 
 static inline vf vf_load_bf16(const uint16_t *p)
 {

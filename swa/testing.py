@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from swa.errors import ScoresError
-from swa.layer_scores import LayerScores, mean
+from swa.layer_scores import LayerScores, LayerValues, mean
 from swa.policy import format_layers
 from swa.selection import Selection
 
 UPDATE_VARIABLE = "SWA_UPDATE_GOLDEN"
-TOLERANCE = 4.0  # noise floors; the floor is a root mean square, so this is four sigmas
+TOLERANCE = 4.0  # noise floors: the floor is one standard deviation
 
 
 def noise_floor(scores: LayerScores, reference: LayerScores) -> float:
-    """The root mean square, over layers, of what rounding does to `delta` (nats per answer token).
+    """What rounding does to `delta`, as a standard deviation in nats per answer token.
+
+    It is the root mean square, over examples and layers, of what rounding does to one example's
+    delta, divided by the square root of the number of examples, since `delta` is their mean. The
+    layers of one example share the error of its base run: take several examples.
 
     Args:
         scores: of a bfloat16 model.
@@ -41,8 +44,9 @@ def noise_floor(scores: LayerScores, reference: LayerScores) -> float:
     """
     if problems := _differences(scores, reference, ("model_fingerprint",)):
         raise ScoresError(f"a noise floor needs two runs of one thing: {'; '.join(problems)}")
-    squares = [(a - b) ** 2 for _, a, b in _paired_deltas(scores, reference)]
-    return math.sqrt(mean(squares))
+    rows = list(zip(scores.delta_per_example, reference.delta_per_example, strict=True))
+    squares = [(a - b) ** 2 for row in rows for _, a, b in _paired(*row)]
+    return math.sqrt(mean(squares) / len(rows))
 
 
 def assert_scores_match(
@@ -133,7 +137,7 @@ def compare_scores(actual: LayerScores, expected: LayerScores, allowed: float) -
         (f"nll {end}", mean(getattr(actual, name)), mean(getattr(expected, name)))
         for end, name in (("base", "nll_base"), ("full", "nll_full"), ("sliding", "nll_swa"))
     ]
-    rows += [(f"layer {layer}", a, b) for layer, a, b in _paired_deltas(actual, expected)]
+    rows += [(f"layer {layer}", a, b) for layer, a, b in _paired(actual.delta, expected.delta)]
     wrong = [row for row in rows if abs(row[1] - row[2]) > allowed]
     if not wrong:
         return None
@@ -181,10 +185,9 @@ def _moved(verb: str, layer: int, actual: Selection, expected: Selection) -> str
     return f"{verb:7}{layer:6d}{shown[0]:>17}{shown[1]:>15}"
 
 
-def _paired_deltas(
-    actual: LayerScores, expected: LayerScores
-) -> Iterable[tuple[int, float, float]]:
-    pairs = enumerate(zip(actual.delta, expected.delta, strict=True))
+def _paired(actual: LayerValues, expected: LayerValues) -> list[tuple[int, float, float]]:
+    """(layer, actual, expected) of the layers that have a delta."""
+    pairs = enumerate(zip(actual, expected, strict=True))
     return [(layer, a, b) for layer, (a, b) in pairs if a is not None and b is not None]
 
 

@@ -46,7 +46,8 @@ the upturned hulls and disagreed about the names of the rocks. Nobody was rich a
 What they missed, they said afterwards, was the sound of the knocking in the dark, and the certainty
 that somebody was going out while they lay still.
 """
-NEEDLE = "The number of the steward's ledger is 7431986. "
+NEEDLE = "The number of the steward's ledger is {}. "
+NUMBERS = ("7431986", "2860415", "9315270", "4078123")
 QUESTION = "\nWhat is the number of the steward's ledger? Answer with the number alone."
 
 
@@ -67,18 +68,23 @@ def reference(path: Path) -> Transformers:
 
 
 @pytest.fixture(scope="session")
-def example(model: swa.Model) -> swa.Example:
-    """A number near the start of the prose, asked for at its end."""
-    first, rest = PROSE.split("\n\n", 1)
-    text = f"{first}\n\n{NEEDLE}{rest}{QUESTION}"
-    prompt = model.tokenizer.encode_prompt([{"role": "user", "content": text}])
-    answer = model.tokenizer.encode_answer("7431986.")
-    return swa.Example(tuple(prompt), tuple(answer))
+def examples(model: swa.Model) -> list[swa.Example]:
+    """A number, after the first paragraph or further down, asked for at the end."""
+    made = []
+    for i, number in enumerate(NUMBERS):
+        paragraphs = PROSE.split("\n\n")
+        place = 1 + i % (len(paragraphs) - 1)
+        paragraphs[place] = NEEDLE.format(number) + paragraphs[place]
+        text = "\n\n".join(paragraphs) + QUESTION
+        prompt = model.tokenizer.encode_prompt([{"role": "user", "content": text}])
+        answer = model.tokenizer.encode_answer(f"{number}.")
+        made.append(swa.Example(tuple(prompt), tuple(answer)))
+    return made
 
 
 @pytest.fixture(scope="session")
-def scores(model: swa.Model, example: swa.Example) -> swa.LayerScores:
-    return swa.score_layers(model, [example], policy())
+def scores(model: swa.Model, examples: list[swa.Example]) -> swa.LayerScores:
+    return swa.score_layers(model, examples, policy())
 
 
 def policy() -> swa.AttentionPolicy:
@@ -96,9 +102,10 @@ def test_perplexity_of_prose(model: swa.Model, reference: Transformers) -> None:
 
 
 def test_hybrids_against_transformers(
-    scores: swa.LayerScores, example: swa.Example, reference: Transformers
+    scores: swa.LayerScores, examples: list[swa.Example], reference: Transformers
 ) -> None:
     """The base run and the most valuable layer's, both masked by hand in transformers."""
+    example = examples[0]
     ids = [*example.prompt_ids, *example.answer_ids]
 
     def mean_nll(full_layers: list[int]) -> float:
@@ -108,18 +115,19 @@ def test_hybrids_against_transformers(
     base = mean_nll([])
     assert scores.nll_base[0] == pytest.approx(base, abs=1e-4)
     best = scores.ranking[0]
-    assert scores.delta[best] == pytest.approx(base - mean_nll([best]), abs=1e-4)
+    delta = scores.delta_per_example[0][best]
+    assert delta == pytest.approx(base - mean_nll([best]), abs=1e-4)
 
 
 def test_scores_and_noise_floor(
     scores: swa.LayerScores,
     path: Path,
-    example: swa.Example,
+    examples: list[swa.Example],
     monkeypatch: pytest.MonkeyPatch,
     record_property: pytest.RecordProperty,
 ) -> None:
     """The golden file has the float32 scores and the noise floor of bf16, which is published."""
-    rounded = swa.score_layers(swa.load(path), [example], policy())
+    rounded = swa.score_layers(swa.load(path), examples, policy())
     floor = noise_floor(rounded, scores)
     record_property("noise_floor", floor)
     print(f"noise floor of bf16 deltas: {floor:.2e} nats per answer token")

@@ -41,12 +41,23 @@ def moved(scores: LayerScores, shift: dict[int, float], **changes: Any) -> Layer
 # ---- the noise floor
 
 
-def test_noise_floor_is_the_rms_over_layers(scores: LayerScores) -> None:
+def test_noise_floor_is_the_rms_over_layers_and_examples(scores: LayerScores) -> None:
     noisy = moved(scores, {0: 0.03, 3: -0.04}, dtype="bfloat16")
     reference = dataclasses.replace(scores, dtype="float32")
-    expected = ((0.03**2 + 0.04**2) / 5) ** 0.5
+    expected = ((0.03**2 + 0.04**2) / 5 / len(scores.tasks)) ** 0.5
     assert testing.noise_floor(noisy, reference) == pytest.approx(expected)
     assert testing.noise_floor(scores, reference) == 0
+
+
+def test_noise_that_cancels_in_the_mean_is_still_noise(scores: LayerScores) -> None:
+    signs = (1, -1) * (len(scores.tasks) // 2)
+    table = tuple(
+        tuple(None if v is None else v + sign * 0.01 for v in row)
+        for sign, row in zip(signs, scores.delta_per_example, strict=True)
+    )
+    noisy = dataclasses.replace(scores, delta_per_example=table)
+    assert noisy.delta == pytest.approx(scores.delta)
+    assert testing.noise_floor(noisy, scores) == pytest.approx(0.01 / len(signs) ** 0.5)
 
 
 @pytest.mark.parametrize(
