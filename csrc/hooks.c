@@ -1,4 +1,7 @@
 /* Test hooks: one kernel or driver at a time, reached through the same functions as a whole run. */
+#define _POSIX_C_SOURCE 200809L /* clock_gettime */
+#include <time.h>
+
 #include "attention.h"
 #include "parallel.h"
 
@@ -18,6 +21,13 @@ static void load_activation(const swa_model_t *model, int64_t n, const void *act
     }
     for (int64_t i = 0; i < n; i++)
         x[i] = swa_float_from_bf16(((const uint16_t *)activation)[i]);
+}
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
 /* ---- attention ----------------------------------------------------------------------------------------------- */
@@ -43,7 +53,7 @@ static void attend_rows(void *context, int64_t task, int thread)
 swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *q,
                                 const float *k, const float *v, int64_t n_tokens, int64_t n_heads,
                                 int64_t n_kv_heads, int64_t head_dim, int64_t window, int64_t sinks,
-                                int64_t full_from, float *out)
+                                int64_t full_from, float *out, double *seconds)
 {
     const int64_t width = n_heads * head_dim;
     attention_t a = {.model = bare_model(kernels, dtype), .mask = {window, sinks, full_from}, .n_tokens = n_tokens};
@@ -63,14 +73,17 @@ swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype,
         swa_kv_place(&a.kv, kv_memory);
         for (int i = 0; i < n_threads; i++)
             swa_attention_scratch_place(&a.scratch[i], &a.kv, scratch_memory + (size_t)i * scratch_bytes);
-        for (int64_t t = 0; t < n_tokens; t++) {
+        for (int64_t t = 0; t < n_tokens; t++)
             swa_store_activation(&a.model, width, q + t * width, a.queries + (size_t)t * row_bytes);
+        double start = now();
+        for (int64_t t = 0; t < n_tokens; t++) {
             for (int64_t g = 0; g < n_kv_heads; g++) {
                 swa_kv_store_key(&a.kv, t, g, k + (t * n_kv_heads + g) * head_dim);
                 swa_kv_store_value(&a.kv, t, g, v + (t * n_kv_heads + g) * head_dim);
             }
         }
         swa_parallel_for(n_threads, (n_tokens + SWA_QUERY_BLOCK - 1) / SWA_QUERY_BLOCK, attend_rows, &a);
+        *seconds = now() - start;
         for (int64_t t = 0; t < n_tokens; t++)
             load_activation(&a.model, width, a.out + (size_t)t * row_bytes, out + t * width);
     }
@@ -84,28 +97,34 @@ swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype,
 
 /* ---- products ------------------------------------------------------------------------------------------------ */
 
+enum { ROW_CHUNK = 192 }; /* rows per task, as in a forward */
+
 typedef struct {
     swa_model_t model;
     swa_linear_t linear;
-    int64_t m, block; /* output columns per task */
+    int64_t m, block; /* output columns at a time */
     unsigned char *x; /* activation rows [m] */
-    float *columns;   /* [n_threads][m][block] */
+    float *columns;   /* [n_threads][ROW_CHUNK][block] */
     float *out;
 } linear_t;
 
-static void multiply_columns(void *context, int64_t task, int thread)
+static void multiply_rows(void *context, int64_t task, int thread)
 {
     const linear_t *l = context;
     const swa_matrix_t *matrix = &l->linear.matrix;
-    int64_t column = task * l->block, columns = swa_min(l->block, matrix->n - column);
-    float *own = l->columns + (int64_t)thread * l->m * l->block;
-    swa_multiply(&l->model, &l->linear, l->m, l->x, swa_activation_stride(matrix->k), column, columns, own, l->block);
-    for (int64_t r = 0; r < l->m; r++)
-        memcpy(l->out + r * matrix->n + column, own + r * l->block, (size_t)columns * sizeof(float));
+    const int64_t row = task * ROW_CHUNK, m = swa_min(ROW_CHUNK, l->m - row), stride = swa_activation_stride(matrix->k);
+    float *own = l->columns + (int64_t)thread * ROW_CHUNK * l->block;
+    for (int64_t column = 0; column < matrix->n; column += l->block) {
+        int64_t columns = swa_min(l->block, matrix->n - column);
+        swa_multiply(&l->model, &l->linear, m, l->x + (size_t)(row * stride) * swa_activation_size(&l->model), stride,
+                     column, columns, own, l->block);
+        for (int64_t r = 0; r < m; r++)
+            memcpy(l->out + (row + r) * matrix->n + column, own + r * l->block, (size_t)columns * sizeof(float));
+    }
 }
 
 swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *x,
-                             const float *w, int64_t m, int64_t n, int64_t k, float *out)
+                             const float *w, int64_t m, int64_t n, int64_t k, float *out, double *seconds)
 {
     linear_t l = {.model = bare_model(kernels, dtype), .m = m, .out = out};
     l.block = swa_column_block(&l.model, 1);
@@ -113,19 +132,84 @@ swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, in
     size_t weight_bytes = 0;
     swa_status_t status = swa_matrix_allocate(kernels, dtype, n, k, &l.linear.matrix, &weight_bytes);
     l.x = swa_allocate((size_t)m, row_bytes);
-    l.columns = swa_allocate((size_t)n_threads * (size_t)m, (size_t)l.block * sizeof(float));
+    l.columns = swa_allocate((size_t)(n_threads * ROW_CHUNK), (size_t)l.block * sizeof(float));
     if (!l.x || !l.columns)
         status = SWA_ERROR_MEMORY;
     if (status == SWA_OK) {
         swa_pack_rows(kernels, l.model.bf16_activations, &l.linear.matrix, 0, n, SWA_SOURCE_F32, w);
         for (int64_t r = 0; r < m; r++)
             swa_store_activation(&l.model, k, x + r * k, l.x + (size_t)r * row_bytes);
-        swa_parallel_for(n_threads, (n + l.block - 1) / l.block, multiply_columns, &l);
+        double start = now();
+        swa_parallel_for(n_threads, (m + ROW_CHUNK - 1) / ROW_CHUNK, multiply_rows, &l);
+        *seconds = now() - start;
     }
     swa_release(l.linear.matrix.data);
     swa_release(l.x);
     swa_release(l.columns);
     return status;
+}
+
+/* ---- what the machine can do --------------------------------------------------------------------------------- */
+
+enum { READ_TASKS = 64 };
+static const double PROBE_SECONDS = 0.1;
+
+typedef struct {
+    const swa_kernels_t *kernels;
+    swa_peak_t kind;
+    int64_t rounds;      /* products */
+    const float *buffer; /* or reading: READ_TASKS slices of n floats */
+    int64_t n;
+} peak_t;
+
+static void peak_task(void *context, int64_t task, int thread)
+{
+    (void)thread;
+    const peak_t *peak = context;
+    double flops;
+    float sum;
+    if (peak->kind == SWA_PEAK_READ)
+        peak->kernels->sum(peak->n, peak->buffer + task * peak->n, &sum);
+    else if (peak->kind == SWA_PEAK_BF16)
+        peak->kernels->peak_bf16(peak->rounds, &flops);
+    else
+        peak->kernels->peak_f32(peak->rounds, &flops);
+}
+
+static double time_tasks(peak_t *peak, int n_threads, int64_t n_tasks)
+{
+    double start = now();
+    swa_parallel_for(n_threads, n_tasks, peak_task, peak);
+    return now() - start;
+}
+
+swa_status_t swa_hook_peak(const swa_kernels_t *kernels, swa_peak_t kind, int n_threads, int64_t n_bytes,
+                           double *per_second)
+{
+    peak_t peak = {.kernels = kernels, .kind = kind, .rounds = 1000};
+    *per_second = 0.0;
+    if (kind == SWA_PEAK_READ) {
+        peak.n = swa_max(1, n_bytes / (READ_TASKS * (int64_t)sizeof(float)));
+        float *buffer = swa_allocate((size_t)(READ_TASKS * peak.n), sizeof(float));
+        if (!buffer)
+            return SWA_ERROR_MEMORY;
+        peak.buffer = buffer;
+        for (int i = 0; i < 3; i++) {
+            double rate = (double)(READ_TASKS * peak.n) * sizeof(float) / time_tasks(&peak, n_threads, READ_TASKS);
+            *per_second = rate > *per_second ? rate : *per_second;
+        }
+        swa_release(buffer);
+        return SWA_OK;
+    }
+    if (kind == SWA_PEAK_BF16 && !kernels->peak_bf16)
+        return SWA_OK; /* this tier has no such products */
+    double flops;
+    while (time_tasks(&peak, n_threads, n_threads) < PROBE_SECONDS) /* warm up, and long enough to time */
+        peak.rounds *= 2;
+    (kind == SWA_PEAK_BF16 ? kernels->peak_bf16 : kernels->peak_f32)(1, &flops);
+    double seconds = time_tasks(&peak, n_threads, n_threads);
+    *per_second = (double)n_threads * (double)peak.rounds * flops / seconds;
+    return SWA_OK;
 }
 
 /* ---- rows ---------------------------------------------------------------------------------------------------- */

@@ -286,6 +286,55 @@ static void exp_shifted(int64_t n, const float *x, float shift, float *out)
     }
 }
 
+/* ---- measurements ------------------------------------------------------------------------------------------ */
+
+#define FOR_SUMS UNROLL for (int r = 0; r < ROW_TILE; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)
+
+/* As many chains as a register tile has; volatile: the compiler must neither know the factor nor drop the sums. */
+static void peak_f32(int64_t n, double *flops)
+{
+    volatile float one = 1.0f;
+    vf factor = vf_set1(one), total = vf_set1(0.0f), sums[ROW_TILE][PANEL_VECTORS];
+    FOR_SUMS sums[r][v] = vf_set1(one * (float)(r * PANEL_VECTORS + v)); /* equal chains would become one */
+    for (int64_t round = 0; round < n; round++)
+        FOR_SUMS sums[r][v] = vf_fma(factor, sums[r][v], factor);
+    FOR_SUMS total = vf_add(total, sums[r][v]);
+    volatile float kept = lanes_sum(total);
+    (void)kept;
+    *flops = 2.0 * ROW_TILE * PANEL * (double)n;
+}
+
+#ifdef TIER_HAS_BF16_DOT
+static void peak_bf16(int64_t n, double *flops)
+{
+    volatile uint32_t ones = 0x3f803f80; /* two of them */
+    uint32_t pair = ones;
+    vb factor = vb_set1_pair((const uint16_t *)&pair);
+    vf total = vf_set1(0.0f), sums[ROW_TILE][PANEL_VECTORS];
+    FOR_SUMS sums[r][v] = vf_set1((float)(r * PANEL_VECTORS + v));
+    for (int64_t round = 0; round < n; round++)
+        FOR_SUMS sums[r][v] = vb_dot(sums[r][v], factor, factor);
+    FOR_SUMS total = vf_add(total, sums[r][v]);
+    volatile float kept = lanes_sum(total);
+    (void)kept;
+    *flops = 4.0 * ROW_TILE * PANEL * (double)n;
+}
+#endif
+
+static void sum(int64_t n, const float *x, float *out)
+{
+    enum { CHAINS = 8 };
+    vf sums[CHAINS];
+    int64_t i = 0;
+    UNROLL for (int v = 0; v < CHAINS; v++) sums[v] = vf_set1(0.0f);
+    for (; i + CHAINS * VECTOR_LANES <= n; i += CHAINS * VECTOR_LANES)
+        UNROLL for (int v = 0; v < CHAINS; v++) sums[v] = vf_add(sums[v], vf_load(x + i + v * VECTOR_LANES));
+    for (; i < n; i += VECTOR_LANES)
+        sums[0] = vf_add(sums[0], load_some(x + i, n - i));
+    UNROLL for (int v = 1; v < CHAINS; v++) sums[0] = vf_add(sums[0], sums[v]);
+    *out = lanes_sum(sums[0]);
+}
+
 #define JOIN_EXPANDED(a, b) a##b
 #define JOIN(a, b) JOIN_EXPANDED(a, b)
 #define QUOTE_EXPANDED(a) #a
@@ -297,6 +346,7 @@ const swa_kernels_t JOIN(swa_kernels_, TIER) = {
 #ifdef TIER_HAS_BF16_DOT
     .panel_bf16 = panel_bf16,
     .softmax_tile_bf16 = softmax_tile_bf16,
+    .peak_bf16 = peak_bf16,
 #endif
     .panel_f32 = panel_f32,
     .panel_f32_bf16 = panel_f32_bf16,
@@ -308,4 +358,6 @@ const swa_kernels_t JOIN(swa_kernels_, TIER) = {
     .to_bf16 = to_bf16,
     .softmax_tile = softmax_tile,
     .exp_shifted = exp_shifted,
+    .peak_f32 = peak_f32,
+    .sum = sum,
 };

@@ -10,6 +10,10 @@ typedef struct {
     PyArrayObject *in[MAX_ARRAYS], *out[2];
     int64_t window, sinks, full_from;
     float eps;
+    bool timed;
+    double seconds; /* what a timed hook took */
+    swa_peak_t peak;
+    int64_t n_bytes;
 } hook_call_t;
 
 /* A call with its tier, dtype and threads checked, or NULL. */
@@ -46,8 +50,12 @@ static PyObject *end_hook(hook_call_t *call, bool ready)
     if (!call)
         return NULL;
     PyObject *result = NULL;
-    if (ready && swa_call_run(&call->base, NULL, NULL) == 0)
-        result = call->out[1] ? PyTuple_Pack(2, call->out[0], call->out[1]) : Py_NewRef(call->out[0]);
+    if (ready && swa_call_run(&call->base, NULL, NULL) == 0) {
+        if (call->timed)
+            result = Py_BuildValue("Od", call->out[0], call->seconds);
+        else
+            result = call->out[1] ? PyTuple_Pack(2, call->out[0], call->out[1]) : Py_NewRef(call->out[0]);
+    }
     for (int i = 0; i < MAX_ARRAYS; i++)
         Py_XDECREF(call->in[i]);
     Py_XDECREF(call->out[0]);
@@ -64,7 +72,7 @@ static swa_status_t compute_attention(swa_call_t *base)
     const npy_intp *q = PyArray_DIMS(c->in[0]), *k = PyArray_DIMS(c->in[1]);
     return swa_hook_attention(c->kernels, c->dtype, base->run.n_threads, PyArray_DATA(c->in[0]),
                               PyArray_DATA(c->in[1]), PyArray_DATA(c->in[2]), q[0], q[1], k[1], q[2], c->window,
-                              c->sinks, c->full_from, PyArray_DATA(c->out[0]));
+                              c->sinks, c->full_from, PyArray_DATA(c->out[0]), &c->seconds);
 }
 
 static bool prepare_attention(hook_call_t *call, PyObject *q, PyObject *k, PyObject *v)
@@ -91,18 +99,21 @@ static bool prepare_attention(hook_call_t *call, PyObject *q, PyObject *k, PyObj
 
 static PyObject *hook_attention(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"q", "k", "v", "window", "sinks", "full_from", "dtype", "tier", "num_threads", NULL};
+    static char *names[] = {"q",     "k",    "v",           "window", "sinks", "full_from",
+                            "dtype", "tier", "num_threads", "timed",  NULL};
     PyObject *q, *k, *v;
     long long window, sinks, full_from, n_threads = 1;
     const char *dtype = "float32", *tier = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOLLL|$szL:attention", names, &q, &k, &v, &window, &sinks,
-                                     &full_from, &dtype, &tier, &n_threads))
+    int timed = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOLLL|$szLp:attention", names, &q, &k, &v, &window, &sinks,
+                                     &full_from, &dtype, &tier, &n_threads, &timed))
         return NULL;
     hook_call_t *call = begin_hook(compute_attention, dtype, tier, n_threads);
     if (call) {
         call->window = window;
         call->sinks = sinks;
         call->full_from = full_from;
+        call->timed = timed;
     }
     return end_hook(call, call && prepare_attention(call, q, k, v));
 }
@@ -114,7 +125,7 @@ static swa_status_t compute_linear(swa_call_t *base)
     hook_call_t *c = (hook_call_t *)base;
     const npy_intp *x = PyArray_DIMS(c->in[0]), *w = PyArray_DIMS(c->in[1]);
     return swa_hook_linear(c->kernels, c->dtype, base->run.n_threads, PyArray_DATA(c->in[0]), PyArray_DATA(c->in[1]),
-                           x[0], w[0], x[1], PyArray_DATA(c->out[0]));
+                           x[0], w[0], x[1], PyArray_DATA(c->out[0]), &c->seconds);
 }
 
 static bool prepare_linear(hook_call_t *call, PyObject *x, PyObject *w)
@@ -131,13 +142,17 @@ static bool prepare_linear(hook_call_t *call, PyObject *x, PyObject *w)
 
 static PyObject *hook_linear(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"x", "w", "dtype", "tier", "num_threads", NULL};
+    static char *names[] = {"x", "w", "dtype", "tier", "num_threads", "timed", NULL};
     PyObject *x, *w;
     long long n_threads = 1;
     const char *dtype = "float32", *tier = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$szL:linear", names, &x, &w, &dtype, &tier, &n_threads))
+    int timed = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$szLp:linear", names, &x, &w, &dtype, &tier, &n_threads,
+                                     &timed))
         return NULL;
     hook_call_t *call = begin_hook(compute_linear, dtype, tier, n_threads);
+    if (call)
+        call->timed = timed;
     return end_hook(call, call && prepare_linear(call, x, w));
 }
 
@@ -247,6 +262,48 @@ static PyObject *hook_log_prob(PyObject *Py_UNUSED(module), PyObject *args, PyOb
     return end_hook(call, call && prepare_log_prob(call, logits, targets));
 }
 
+/* ---- peak: what the machine can do --------------------------------------------------------------------------- */
+
+static swa_status_t compute_peak(swa_call_t *base)
+{
+    hook_call_t *c = (hook_call_t *)base;
+    return swa_hook_peak(c->kernels, c->peak, base->run.n_threads, c->n_bytes, PyArray_DATA(c->out[0]));
+}
+
+static bool prepare_peak(hook_call_t *call, const char *kind, long long n_bytes)
+{
+    const char *const kinds[] = {"f32", "bf16", "read"};
+    const int64_t one = 1;
+    int i = 0;
+    while (i < 3 && strcmp(kinds[i], kind))
+        i++;
+    if (i == 3) {
+        PyErr_Format(PyExc_ValueError, "kind is '%s'; it must be f32, bf16 or read", kind);
+        return false;
+    }
+    if (n_bytes < 1) {
+        PyErr_SetString(PyExc_ValueError, "n_bytes must be at least 1");
+        return false;
+    }
+    call->peak = (swa_peak_t)i;
+    call->n_bytes = n_bytes;
+    return hook_output(call, 0, NPY_FLOAT64, 1, &one);
+}
+
+static PyObject *hook_peak(PyObject *Py_UNUSED(module), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"kind", "tier", "num_threads", "n_bytes", NULL};
+    const char *kind, *tier = NULL;
+    long long n_threads = 0, n_bytes = 1 << 30;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "s|$zLL:peak", names, &kind, &tier, &n_threads, &n_bytes))
+        return NULL;
+    hook_call_t *call = begin_hook(compute_peak, "float32", tier, n_threads);
+    PyObject *array = end_hook(call, call && prepare_peak(call, kind, n_bytes));
+    PyObject *rate = array ? PyFloat_FromDouble(*(double *)PyArray_DATA((PyArrayObject *)array)) : NULL;
+    Py_XDECREF(array);
+    return rate;
+}
+
 /* ---- bf16_round_trip: bits [N] -> bits [N] -------------------------------------------------------------------- */
 
 static swa_status_t compute_round_trip(swa_call_t *base)
@@ -274,6 +331,7 @@ PyMethodDef swa_hook_methods[] = {
     {HOOK(linear), "Test hook: x @ w.T through the packed weights."},
     {HOOK(rms_norm), "Test hook: RMSNorm of every row."},
     {HOOK(silu_mul), "Test hook: silu(gate) * up."},
+    {HOOK(peak), "FLOP/s or bytes/s that this machine reaches at most."},
     {HOOK(log_prob), "Test hook: NLL in nats and greedy match of every row."},
     {"bf16_round_trip", hook_bf16_round_trip, METH_O, "Test hook: BF16 bits as loading stores them."},
     {0},

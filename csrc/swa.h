@@ -94,18 +94,23 @@ typedef enum { SWA_WORK_NLL, SWA_WORK_SWEEP, SWA_WORK_LOGITS, SWA_WORK_DECODE } 
 size_t swa_workspace_bytes(const swa_model_t *model, swa_work_t work, int64_t n_tokens, int64_t n_prefix,
                            int n_threads);
 
-/* Test hooks (hooks.c): one kernel or driver at a time, float32 in and out, for the oracles in tests/. */
+/* Test hooks (hooks.c): one kernel or driver at a time, float32 in and out, for the oracles in tests/ and for benchmarks.
+ * `seconds`: the driver's own, with packing keys and values, without packing weights. */
 swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *q,
                                 const float *k, const float *v, int64_t n_tokens, int64_t n_heads,
                                 int64_t n_kv_heads, int64_t head_dim, int64_t window, int64_t sinks,
-                                int64_t full_from, float *out);
+                                int64_t full_from, float *out, double *seconds);
 swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *x,
-                             const float *w, int64_t m, int64_t n, int64_t k, float *out);
+                             const float *w, int64_t m, int64_t n, int64_t k, float *out, double *seconds);
 void swa_hook_rms_norm(const swa_kernels_t *kernels, const float *x, const float *weight, int64_t m, int64_t n,
                        float eps, float *out);
 void swa_hook_silu_mul(const swa_kernels_t *kernels, const float *gate, const float *up, int64_t n, float *out);
 swa_status_t swa_hook_log_prob(const swa_kernels_t *kernels, const float *logits, int64_t m, int64_t vocab_size,
                                const int64_t *targets, double *nll, uint8_t *greedy);
+/* What the tier reaches at most: FLOP/s of products in registers, or bytes/s read from a buffer of n_bytes. */
+typedef enum { SWA_PEAK_F32, SWA_PEAK_BF16, SWA_PEAK_READ } swa_peak_t;
+swa_status_t swa_hook_peak(const swa_kernels_t *kernels, swa_peak_t kind, int n_threads, int64_t n_bytes,
+                           double *per_second);
 swa_status_t swa_hook_bf16_round_trip(const swa_kernels_t *kernels, const uint16_t *in, int64_t n, uint16_t *out);
 
 #endif

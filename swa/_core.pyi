@@ -14,7 +14,7 @@ shape, MemoryError, RuntimeError for a call at the wrong time.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, TypedDict, final
+from typing import Any, Literal, TypeAlias, TypedDict, final, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -180,8 +180,10 @@ class Session:
     def step(self, token: int) -> _F32:
         """Feed one token; logits [V] after it. ValueError: the session is at its capacity."""
 
-# Test hooks: one kernel or driver at a time.
+# Test hooks: one kernel or driver at a time. With `timed`, also the seconds that the driver took: with
+# packing keys and values, without packing weights or copying arrays.
 
+@overload
 def attention(
     q: _F32,
     k: _F32,
@@ -193,11 +195,43 @@ def attention(
     dtype: _Dtype = "float32",
     tier: str | None = None,
     num_threads: int = 1,
+    timed: Literal[True],
+) -> tuple[_F32, float]: ...
+@overload
+def attention(
+    q: _F32,
+    k: _F32,
+    v: _F32,
+    window: int,
+    sinks: int,
+    full_from: int,
+    *,
+    dtype: _Dtype = "float32",
+    tier: str | None = None,
+    num_threads: int = 1,
+    timed: Literal[False] = False,
 ) -> _F32:
     """Attention [T, H, d] of q [T, H, d] over k and v [T, G, d], scaled by d ** -0.5."""
 
+@overload
 def linear(
-    x: _F32, w: _F32, *, dtype: _Dtype = "float32", tier: str | None = None, num_threads: int = 1
+    x: _F32,
+    w: _F32,
+    *,
+    dtype: _Dtype = "float32",
+    tier: str | None = None,
+    num_threads: int = 1,
+    timed: Literal[True],
+) -> tuple[_F32, float]: ...
+@overload
+def linear(
+    x: _F32,
+    w: _F32,
+    *,
+    dtype: _Dtype = "float32",
+    tier: str | None = None,
+    num_threads: int = 1,
+    timed: Literal[False] = False,
 ) -> _F32:
     """x [M, K] times the transpose of w [N, K], packed as weights are: [M, N]."""
 
@@ -206,6 +240,19 @@ def rms_norm(x: _F32, weight: _F32, eps: float, *, tier: str | None = None) -> _
 
 def silu_mul(gate: _F32, up: _F32, *, tier: str | None = None) -> _F32:
     """silu(gate) * up, each [N]."""
+
+def peak(
+    kind: Literal["f32", "bf16", "read"],
+    *,
+    tier: str | None = None,
+    num_threads: int = 0,
+    n_bytes: int = 2**30,
+) -> float:
+    """What this machine reaches at most, measured in a few tenths of a second.
+
+    "f32" and "bf16": FLOP/s of multiply-adds in registers, 0 where the tier has none. "read":
+    bytes/s, from a buffer of `n_bytes`.
+    """
 
 def log_prob(logits: _F32, targets: _I64, *, tier: str | None = None) -> tuple[_F64, _Bool]:
     """NLL [M] in nats of targets [M] under logits [M, V], and whether each is the argmax."""

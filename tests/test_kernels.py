@@ -168,3 +168,22 @@ def test_bf16_round_trip() -> None:
     assert np.array_equal(back[~nan], patterns[~nan])
     assert np.isnan(from_bf16(back[nan])).all()
     assert np.array_equal(back[nan] & 0x8000, patterns[nan] & 0x8000)
+
+
+def test_peaks(tier: str) -> None:
+    assert _core.peak("f32", tier=tier, num_threads=1) > 1e8
+    assert _core.peak("read", tier=tier, num_threads=2, n_bytes=1 << 20) > 1e8
+    assert (_core.peak("bf16", tier=tier, num_threads=1) > 0) == ("bf16" in tier)
+    with pytest.raises(ValueError, match="kind is 'f64'"):
+        _core.peak("f64", tier=tier)
+    with pytest.raises(ValueError, match="n_bytes"):
+        _core.peak("read", tier=tier, n_bytes=0)
+
+
+def test_timed_drivers_give_the_same(tier: str) -> None:
+    x, w = random(300, 40), random(33, 40, seed=1)
+    out, seconds = _core.linear(x, w, tier=tier, timed=True)
+    assert np.array_equal(out, _core.linear(x, w, tier=tier)) and 0 < seconds < 10
+    q = random(70, 2, 16)
+    out, seconds = _core.attention(q, q, q, 9, 1, 70, tier=tier, timed=True)
+    assert np.array_equal(out, _core.attention(q, q, q, 9, 1, 70, tier=tier)) and 0 < seconds < 10
