@@ -180,8 +180,8 @@ class Session:
     def step(self, token: int) -> _F32:
         """Feed one token; logits [V] after it. ValueError: the session is at its capacity."""
 
-# Test hooks: one kernel or driver at a time. With `timed`, also the seconds that the driver took: with
-# packing keys and values, without packing weights or copying arrays.
+# Test hooks: one kernel or driver at a time. With `timed`, also the seconds that the driver took:
+# with packing keys and values, without packing weights or copying arrays.
 
 @overload
 def attention(

@@ -171,8 +171,8 @@ def test_bf16_round_trip() -> None:
 
 
 def test_peaks(tier: str) -> None:
-    assert _core.peak("f32", tier=tier, num_threads=1) > 1e8
-    assert _core.peak("read", tier=tier, num_threads=2, n_bytes=1 << 20) > 1e8
+    assert _core.peak("f32", tier=tier, num_threads=1) > 0
+    assert _core.peak("read", tier=tier, num_threads=2, n_bytes=1 << 20) > 0
     assert (_core.peak("bf16", tier=tier, num_threads=1) > 0) == ("bf16" in tier)
     with pytest.raises(ValueError, match="kind is 'f64'"):
         _core.peak("f64", tier=tier)
