@@ -287,7 +287,7 @@ class TestInterrupts:
         heart = threading.Thread(target=beat)
         heart.start()
         start = time.perf_counter()
-        engine.nll(tokens(6000), 5990, *rows(6000, window=0, sinks=0).arrays)
+        engine.nll(tokens(20_000), 19_990, *rows(20_000, window=0, sinks=0).arrays)
         seconds = time.perf_counter() - start
         over.set()
         heart.join()
@@ -356,7 +356,7 @@ class TestForks:
             ids, policy = list(range(200)), Rows.of(4, [], 190, 200, window=8)
             expected = nll(engine, ids, 190, policy)[0]
             if sys.argv[2] == "True":
-                n = 12_000
+                n = 20_000
                 work = threading.Thread(
                     target=nll, args=(engine, [1] * n, n - 1, Rows.of(4, range(4), n, n, window=1))
                 )
