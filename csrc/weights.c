@@ -209,24 +209,47 @@ static inline int64_t packed_index(int64_t panel, bool pairs, int64_t k_padded, 
     return pairs ? base + p / 2 * 2 * panel + lane * 2 + p % 2 : base + p * panel + lane;
 }
 
+enum { PACK_BLOCK = 32 }; /* inputs: 64 bytes of bf16 */
+
+/* n inputs of one output; `out` stands at the first. Inlined with a constant source. */
+static inline __attribute__((always_inline)) void pack_line(swa_source_t source, const unsigned char *data, int64_t first,
+                                                            uint32_t n, bool pairs, uint32_t panel, size_t element_size,
+                                                            unsigned char *out)
+{
+    if (element_size == 4)
+        for (uint32_t p = 0; p < n; p++)
+            ((float *)out)[p * panel] = read_source(source, data, first + p);
+    else if (pairs)
+        for (uint32_t p = 0; p < n; p++)
+            ((uint16_t *)out)[p / 2 * 2 * panel + p % 2] = read_source_bf16(source, data, first + p);
+    else
+        for (uint32_t p = 0; p < n; p++)
+            ((uint16_t *)out)[p * panel] = read_source_bf16(source, data, first + p);
+}
+
 void swa_pack_rows(const swa_kernels_t *kernels, bool pairs, swa_matrix_t *matrix, int64_t row_start, int64_t n_rows,
                    swa_source_t source, const void *data)
 {
-    const int64_t panel = kernels->panel, k = matrix->k, k_padded = matrix->k_padded;
-    float *out32 = (float *)matrix->data;
-    uint16_t *out16 = (uint16_t *)matrix->data;
-    for (int64_t first = 0; first < n_rows;) { /* the rows that share a panel: writes stay in one cache line */
+    const int64_t panel = kernels->panel, k = matrix->k;
+    for (int64_t first = 0; first < n_rows;) { /* the rows that share a panel */
         int64_t rows = swa_min(n_rows - first, panel - (row_start + first) % panel);
-        for (int64_t p = 0; p < k; p++) {
-            int64_t step = pairs ? 2 : 1, to = packed_index(panel, pairs, k_padded, row_start + first, p);
-            for (int64_t r = 0; r < rows; r++, to += step) {
-                int64_t from = (first + r) * k + p;
-                if (matrix->element_size == 4)
-                    out32[to] = read_source(source, data, from);
-                else
-                    out16[to] = read_source_bf16(source, data, from);
+        /* A line of each row at a time: rows a power of two apart would evict each other's. */
+        for (int64_t p = 0; p < k; p += PACK_BLOCK)
+            for (int64_t r = first; r < first + rows; r++) {
+                int64_t from = r * k + p, to = packed_index(panel, pairs, matrix->k_padded, row_start + r, p);
+                uint32_t n = (uint32_t)swa_min(PACK_BLOCK, k - p);
+                unsigned char *out = matrix->data + (size_t)to * matrix->element_size;
+                switch (source) {
+                case SWA_SOURCE_F32:
+                    pack_line(SWA_SOURCE_F32, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
+                    break;
+                case SWA_SOURCE_F16:
+                    pack_line(SWA_SOURCE_F16, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
+                    break;
+                default:
+                    pack_line(SWA_SOURCE_BF16, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
+                }
             }
-        }
         first += rows;
     }
 }
