@@ -129,8 +129,7 @@ swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, in
     linear_t l = {.model = bare_model(kernels, dtype), .m = m, .out = out};
     l.block = swa_column_block(&l.model, 1);
     const size_t row_bytes = (size_t)swa_activation_stride(k) * swa_activation_size(&l.model);
-    size_t weight_bytes = 0;
-    swa_status_t status = swa_matrix_allocate(kernels, dtype, n, k, &l.linear.matrix, &weight_bytes);
+    swa_status_t status = swa_matrix_allocate(kernels, dtype, n, k, &l.linear.matrix);
     l.x = swa_allocate((size_t)m, row_bytes);
     l.columns = swa_allocate((size_t)(n_threads * ROW_CHUNK), (size_t)l.block * sizeof(float));
     if (!l.x || !l.columns)
@@ -230,8 +229,7 @@ swa_status_t swa_hook_bf16_round_trip(const swa_kernels_t *kernels, const uint16
 {
     swa_model_t model = bare_model(kernels, SWA_BFLOAT16);
     swa_matrix_t *matrix = &model.embedding.matrix; /* one input: token i is element i */
-    size_t bytes = 0;
-    if (swa_matrix_allocate(kernels, SWA_BFLOAT16, n, 1, matrix, &bytes) != SWA_OK)
+    if (swa_matrix_allocate(kernels, SWA_BFLOAT16, n, 1, matrix) != SWA_OK)
         return SWA_ERROR_MEMORY;
     swa_pack_rows(kernels, model.bf16_activations, matrix, 0, n, SWA_SOURCE_BF16, in);
     for (int64_t i = 0; i < n; i++) {

@@ -36,6 +36,7 @@ struct swa_model {
     float *inv_freq;
     swa_dtype_t dtype;
     const swa_kernels_t *kernels;
+    bool planned;          /* no weight has memory */
     bool bf16_activations; /* GEMM and attention inputs are bf16 (else float32): bf16 model on a tier with bf16 dot */
     swa_linear_t embedding, head;
     swa_vector_t norm;
@@ -83,8 +84,11 @@ void swa_finish_head(const swa_model_t *model, const swa_vector_t *norm, const f
 /* Packs rows [row_start, row_start + n_rows) of a row-major source into a matrix. */
 void swa_pack_rows(const swa_kernels_t *kernels, bool pairs, swa_matrix_t *matrix, int64_t row_start, int64_t n_rows,
                    swa_source_t source, const void *data);
+/* A matrix without memory; false: its size overflows. */
+bool swa_matrix_describe(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_t n, int64_t k, swa_matrix_t *matrix,
+                         size_t *bytes);
 swa_status_t swa_matrix_allocate(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_t n, int64_t k,
-                                 swa_matrix_t *matrix, size_t *bytes);
+                                 swa_matrix_t *matrix);
 
 void *swa_allocate(size_t count, size_t size); /* zeroed, 64-byte aligned; NULL on overflow or lack of memory */
 void swa_release(void *memory);

@@ -88,12 +88,13 @@ static bool read_config(PyObject *config, swa_config_t *out)
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"config", "dtype", "num_threads", "tier", NULL};
+    static char *names[] = {"config", "dtype", "num_threads", "tier", "planned", NULL};
     PyObject *dictionary;
     const char *dtype_name = "none", *tier = NULL;
     long long n_threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$sLz:Engine", names, &PyDict_Type, &dictionary, &dtype_name,
-                                     &n_threads, &tier))
+    int planned = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$sLzp:Engine", names, &PyDict_Type, &dictionary, &dtype_name,
+                                     &n_threads, &tier, &planned))
         return NULL;
     swa_dtype_t dtype;
     swa_config_t config;
@@ -113,7 +114,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
         self->tier = swa_kernels_name(kernels);
         self->n_threads = threads;
         Py_BEGIN_ALLOW_THREADS
-        status = swa_model_create(&config, dtype, kernels, &self->model, message);
+        status = swa_model_create(&config, dtype, kernels, planned, &self->model, message);
         Py_END_ALLOW_THREADS
         if (status == SWA_ERROR_MEMORY)
             PyErr_NoMemory();

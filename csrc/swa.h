@@ -56,8 +56,9 @@ const swa_kernels_t *swa_kernels_find(const char *name);   /* NULL if not suppor
 const char *swa_kernels_name(const swa_kernels_t *kernels);
 
 /* weights.c. `message` buffers have SWA_MESSAGE_BYTES and are written on SWA_ERROR_VALUE. */
+/* `planned`: no memory for weights, which can then not be loaded: it tells sizes only. */
 swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, const swa_kernels_t *kernels,
-                              swa_model_t **out, char *message);
+                              bool planned, swa_model_t **out, char *message);
 void swa_model_free(swa_model_t *model); /* NULL is fine */
 swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t layer, int64_t row_start,
                                  swa_source_t source, const void *data, size_t n_bytes, char *message);

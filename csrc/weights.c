@@ -26,34 +26,40 @@ void swa_release(void *memory)
 
 /* ---- construction ------------------------------------------------------------------------------------------ */
 
-swa_status_t swa_matrix_allocate(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_t n, int64_t k,
-                                 swa_matrix_t *matrix, size_t *bytes)
+bool swa_matrix_describe(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_t n, int64_t k, swa_matrix_t *matrix,
+                         size_t *bytes)
 {
-    matrix->n = n;
-    matrix->k = k;
-    matrix->k_padded = swa_round_up(k, 2);
+    *matrix = (swa_matrix_t){.n = n, .k = k, .k_padded = swa_round_up(k, 2)};
     matrix->element_size = dtype == SWA_BFLOAT16 ? 2 : 4;
     size_t count;
-    if (__builtin_mul_overflow((size_t)swa_round_up(n, kernels->panel), (size_t)matrix->k_padded, &count))
+    return !__builtin_mul_overflow((size_t)swa_round_up(n, kernels->panel), (size_t)matrix->k_padded, &count) &&
+           !__builtin_mul_overflow(count, matrix->element_size, bytes);
+}
+
+swa_status_t swa_matrix_allocate(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_t n, int64_t k,
+                                 swa_matrix_t *matrix)
+{
+    size_t bytes;
+    if (!swa_matrix_describe(kernels, dtype, n, k, matrix, &bytes))
         return SWA_ERROR_MEMORY;
-    matrix->data = swa_allocate(count, matrix->element_size);
-    if (!matrix->data)
-        return SWA_ERROR_MEMORY;
-    *bytes += count * matrix->element_size;
-    return SWA_OK;
+    matrix->data = swa_allocate(bytes, 1);
+    return matrix->data ? SWA_OK : SWA_ERROR_MEMORY;
 }
 
 static bool make_vector(swa_model_t *model, swa_vector_t *vector, int64_t n)
 {
     vector->n = n;
-    vector->data = swa_allocate((size_t)n, sizeof(float));
     model->bytes += (size_t)n * sizeof(float);
-    return vector->data != NULL;
+    return model->planned || (vector->data = swa_allocate((size_t)n, sizeof(float))) != NULL;
 }
 
 static bool make_linear(swa_model_t *model, swa_linear_t *linear, int64_t n, int64_t k, bool bias)
 {
-    return swa_matrix_allocate(model->kernels, model->dtype, n, k, &linear->matrix, &model->bytes) == SWA_OK &&
+    size_t bytes;
+    if (!swa_matrix_describe(model->kernels, model->dtype, n, k, &linear->matrix, &bytes) ||
+        __builtin_add_overflow(model->bytes, bytes, &model->bytes))
+        return false;
+    return (model->planned || (linear->matrix.data = swa_allocate(bytes, 1))) &&
            (!bias || make_vector(model, &linear->bias, n));
 }
 
@@ -90,7 +96,7 @@ static const char *config_problem(const swa_config_t *c)
 }
 
 swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, const swa_kernels_t *kernels,
-                              swa_model_t **out, char *message)
+                              bool planned, swa_model_t **out, char *message)
 {
     *out = NULL;
     const char *problem = config_problem(config);
@@ -104,6 +110,7 @@ swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, con
     model->config = *config;
     model->dtype = dtype;
     model->kernels = kernels;
+    model->planned = planned;
     model->bf16_activations = dtype == SWA_BFLOAT16 && kernels->panel_bf16;
     model->inv_freq = swa_allocate((size_t)config->head_dim / 2, sizeof(float));
     model->layers = swa_allocate((size_t)config->n_layers, sizeof *model->layers);
@@ -268,6 +275,8 @@ swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t
 {
     slot_t slots[LAYER_SLOTS], *slot = NULL;
     int n_slots = layer < 0 ? MODEL_SLOTS : LAYER_SLOTS;
+    if (model->planned)
+        return complain(message, tensor, layer, "the engine is only planned: it has no memory for weights");
     if (layer >= model->config.n_layers)
         return complain(message, tensor, layer, "no such layer");
     if (layer < 0)
@@ -304,6 +313,8 @@ swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t
 swa_status_t swa_model_finish(swa_model_t *model, char *message)
 {
     slot_t slots[LAYER_SLOTS];
+    if (model->planned)
+        return complain(message, "weights", -1, "the engine is only planned: it has no memory for them");
     for (int64_t l = -1; l < model->config.n_layers; l++) {
         int n_slots = l < 0 ? MODEL_SLOTS : LAYER_SLOTS;
         if (l < 0)

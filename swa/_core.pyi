@@ -57,6 +57,7 @@ class Engine:
     up_bias, down_bias; inv_freq: float32 [head_dim / 2].
     num_threads: 0 takes OMP_NUM_THREADS, else the CPUs that this process may use.
     tier: None takes the environment variable SWA_TIER, else the best that is supported.
+    planned: take no memory for weights, and load none: to ask weight_bytes and workspace_bytes.
     """
 
     def __new__(
@@ -66,6 +67,7 @@ class Engine:
         dtype: _Dtype,
         num_threads: int = 0,
         tier: str | None = None,
+        planned: bool = False,
     ) -> Engine: ...
     @property
     def dtype(self) -> _Dtype: ...

@@ -1,4 +1,4 @@
-"""The command line: `swa score | select | eval | generate | report | info | demo`.
+"""The command line: `swa estimate | score | select | eval | generate | report | info | demo`.
 
 Results go to stdout (as JSON alone with --json), everything else to stderr. Exit codes: 0; 1 for a
 failure that is not the input's fault; 2 for bad input; 130 after Ctrl-C. Errors are one line, or
@@ -89,6 +89,13 @@ Consumer = Annotated[
     Literal["vllm", "transformers"] | None,
     typer.Option(help="What a stock server can run: no sinks, no tail, windowed decode."),
 ]
+DirectionOption = Annotated[
+    Literal["restore", "ablate"],
+    typer.Option(help="Give one layer full attention back, or take it from one."),
+]
+BaseLayers = Annotated[
+    str | None, typer.Option(metavar="I,J,...", help="Layers that are full in the base run.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Layers = Annotated[int | None, typer.Option(metavar="K", min=0, help="Keep K layers full.")]
 FractionOfLayers = Annotated[
@@ -113,6 +120,60 @@ def _root(
 
 
 @app.command()
+def estimate(
+    model: ModelArgument,
+    sliding_window: Window,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt length.")],
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Answer length.")] = 16,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="How many.")] = 1,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    direction: DirectionOption = "restore",
+    base: BaseLayers = None,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """Say what `swa score` would take on this machine: work, time and memory.
+
+    The weights are not loaded, but a model on the hub is downloaded.
+    """
+    from swa.estimate import estimate as measure
+    from swa.model import plan
+    from swa.policy import AttentionPolicy
+
+    policy = AttentionPolicy(
+        **_policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    )
+    planned = plan(
+        model,
+        revision=revision,
+        local_files_only=local_files_only,
+        dtype=dtype,
+        num_threads=threads,
+        max_position_embeddings=max_position_embeddings,
+    )
+    found = measure(
+        planned,
+        policy,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        n_examples=examples,
+        direction=direction,
+        base=None if base is None else _integers(base, "--base"),
+    )
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        print(found)
+
+
+@app.command()
 def score(
     model: ModelArgument,
     sliding_window: Window,
@@ -121,13 +182,8 @@ def score(
     tail_tokens: TailTokens = None,
     decode: Decode = None,
     consumer: Consumer = None,
-    direction: Annotated[
-        Literal["restore", "ablate"],
-        typer.Option(help="Give one layer full attention back, or take it from one."),
-    ] = "restore",
-    base: Annotated[
-        str | None, typer.Option(metavar="I,J,...", help="Layers that are full in the base run.")
-    ] = None,
+    direction: DirectionOption = "restore",
+    base: BaseLayers = None,
     out: Annotated[Path, typer.Option(help="Scores file.")] = Path("scores.json"),
     force: Annotated[bool, typer.Option("--force", help="Replace an older one.")] = False,
     journal: Annotated[

@@ -1,13 +1,13 @@
 """What a run costs in floating-point operations, from the model's shape and the policy alone.
 
-Estimates for progress bars: right in proportion, from one example to the next, which is what an
-honest time of arrival needs. A multiply-add counts as two operations.
+Estimates for progress bars and for `swa estimate`: right in proportion, from one example to the
+next, which is what an honest time of arrival needs. A multiply-add counts as two operations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,53 +17,62 @@ if TYPE_CHECKING:
     from swa.policy import AttentionPolicy, Rows
 
 
-def nll_flops(
+class Work(NamedTuple):
+    """FLOPs by what they are spent on, since the two run at different speeds."""
+
+    products: float
+    """Multiplying by weights."""
+    attention: float
+
+    @property
+    def flops(self) -> float:
+        return self.products + self.attention
+
+
+def nll_work(
     config: ModelConfig,
     policy: AttentionPolicy,
     full_layers: Collection[int],
     prompt_len: int,
     answer_len: int,
-) -> float:
+) -> Work:
     """One teacher-forced pass over prompt and answer, with the logits of the answer rows."""
     n_tokens = prompt_len + answer_len
     rows = policy.rows(config, full_layers, prompt_len, n_tokens)
     keys = sum(_attended(rows, layer, n_tokens).sum() for layer in range(config.num_hidden_layers))
     linear = config.num_hidden_layers * n_tokens * (_qkv_flops(config) + _rest_flops(config))
-    return float(linear + keys * _key_flops(config) + answer_len * _head_flops(config))
+    return Work(float(linear + answer_len * _head_flops(config)), float(keys * _key_flops(config)))
 
 
-def sweep_flops(
+def sweep_work(
     config: ModelConfig,
     policy: AttentionPolicy,
     base: Collection[int],
     flips: Collection[int],
     prompt_len: int,
     answer_len: int,
-) -> float:
+) -> Work:
     """The base pass and one fork for each layer of `flips`, as the engine walks them.
 
     The rows that no window has reached yet are the same in all runs and run once; a fork reuses the
     base's queries, keys and values of its own layer and runs all layers above.
     """
     n_tokens = prompt_len + answer_len
+    n_layers = config.num_hidden_layers
     rows = policy.rows(config, base, prompt_len, n_tokens)
-    windows = policy.windows(config.num_hidden_layers)
+    windows = policy.windows(n_layers)
     shared = min(min(windows[layer] for layer in flips) + policy.num_sink_tokens, n_tokens)
     own = n_tokens - shared
-
-    # Cost of one layer above the shared rows, in the base's attention pattern.
-    above = [
-        own * (_qkv_flops(config) + _rest_flops(config))
-        + _attended(rows, layer, n_tokens)[shared:].sum() * _key_flops(config)
-        for layer in range(config.num_hidden_layers)
-    ]
-    total = nll_flops(config, policy, base, prompt_len, answer_len)
+    products, attention = nll_work(config, policy, base, prompt_len, answer_len)
+    # Keys that a layer's rows above the shared ones attend to in the base.
+    keys = [float(_attended(rows, layer, n_tokens)[shared:].sum()) for layer in range(n_layers)]
     for layer in flips:
         flipped = policy.rows(config, set(base) ^ {layer}, prompt_len, n_tokens)
-        fork_keys = _attended(flipped, layer, n_tokens)[shared:].sum()
-        total += own * _rest_flops(config) + fork_keys * _key_flops(config)
-        total += sum(above[layer + 1 :]) + answer_len * _head_flops(config)
-    return float(total)
+        fork_keys = _attended(flipped, layer, n_tokens)[shared:].sum() + sum(keys[layer + 1 :])
+        attention += float(fork_keys * _key_flops(config))
+        above = (n_layers - 1 - layer) * (_qkv_flops(config) + _rest_flops(config))
+        products += own * (_rest_flops(config) + above) + answer_len * _head_flops(config)
+    return Work(products, attention)
 
 
 def _attended(rows: Rows, layer: int, n_tokens: int) -> npt.NDArray[np.int64]:

@@ -506,11 +506,47 @@ def load(
     return model.patch(export.policy) if export and export.policy else model
 
 
+def plan(
+    path_or_id: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    dtype: Dtype = "bfloat16",
+    num_threads: int = 0,
+    max_position_embeddings: int | None = None,
+) -> Model:
+    """The Model that `load` would give, without its weights: it tells costs, and runs nothing.
+
+    Arguments and errors are those of `load`.
+    """
+    checkpoint = open_checkpoint(
+        path_or_id, revision=revision, token=token, local_files_only=local_files_only
+    )
+    return Model(
+        source=os.fspath(path_or_id),
+        checkpoint=checkpoint,
+        engine=_planned_engine(checkpoint, dtype, num_threads),
+        policy=None,
+        max_position_embeddings=max_position_embeddings
+        or checkpoint.config.max_position_embeddings,
+        stop_ids=frozenset(),
+        _tokenizer=None,
+    )
+
+
+def _planned_engine(checkpoint: Checkpoint, dtype: Dtype, num_threads: int) -> _core.Engine:
+    return _core.Engine(
+        checkpoint.config.engine_dict(), dtype=dtype, num_threads=num_threads, planned=True
+    )
+
+
 def _load_engine(
     checkpoint: Checkpoint, dtype: Dtype, num_threads: int, progress: bool
 ) -> _core.Engine:
+    planned = _planned_engine(checkpoint, dtype, num_threads)
+    _require_memory("the weights", planned.weight_bytes, 'load with dtype="bfloat16"')
     engine = _core.Engine(checkpoint.config.engine_dict(), dtype=dtype, num_threads=num_threads)
-    _require_memory("the weights", engine.weight_bytes, 'load with dtype="bfloat16"')
     with tqdm(
         total=checkpoint.n_bytes,
         desc=f"loading {os.path.basename(checkpoint.source)}",

@@ -81,35 +81,27 @@ def score_layers(
         ExampleError: there are no examples, or none that carries a signal.
         ScoresError: the journal is of other inputs, damaged or in use; or an NLL is not finite.
     """
-    num_layers = model.config.num_hidden_layers
-    _check_policy(policy, num_layers)
-    selectable = tuple(sorted(model.selectable_layers))
-    full = _base_layers(base, direction, selectable)
     n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP)
     seed = checked_integer(seed, "seed", 0)
-    used, left_out = _with_signal(examples, policy)
-
+    tasks, left_out = sweep_tasks(model, examples, policy, direction, base)
+    used = [task.example for task in tasks]
     identity: dict[str, Any] = {
         "direction": direction,
-        "base": full,
+        "base": tasks[0].base,
         "model_fingerprint": model.fingerprint,
         "dtype": model.dtype,
         "tier": model.engine.tier,
         "examples_hash": content_hash(used),
         "version": __version__,
     }
-    tasks = [
-        SweepTask(index, example, policy, direction, full, selectable)
-        for index, example in enumerate(used)
-    ]
     inputs = identity | {"policy": policy.to_dict()}
     with Journal(journal, inputs) if journal is not None else nullcontext() as opened:
         results = _run(model, tasks, opened, progress)
     return LayerScores(
         **identity,
         policy=policy,
-        selectable_layers=selectable,
-        num_hidden_layers=num_layers,
+        selectable_layers=tasks[0].selectable,
+        num_hidden_layers=model.config.num_hidden_layers,
         model_name=model.name,
         tasks=tuple(example.task for example in used),
         nll_base=tuple(result.nll_base for result in results),
@@ -164,23 +156,23 @@ class SweepTask:
         """The layers that are full in the passes beside the sweep: all, then none."""
         return tuple(layers for layers in (self.selectable, ()) if layers != self.base)
 
-    def flops(self, config: ModelConfig) -> tuple[float, ...]:
+    def work(self, config: ModelConfig) -> tuple[cost.Work, ...]:
         """The estimated work: of the sweep, then of each pass of `ends`."""
         lengths = self.example.prompt_len, self.example.answer_len
         return (
-            cost.sweep_flops(config, self.policy, self.base, self.flips, *lengths),
-            *(cost.nll_flops(config, self.policy, layers, *lengths) for layers in self.ends),
+            cost.sweep_work(config, self.policy, self.base, self.flips, *lengths),
+            *(cost.nll_work(config, self.policy, layers, *lengths) for layers in self.ends),
         )
 
     def run(
         self, model: Model, progress: Callable[[float], None] = lambda flops: None
     ) -> ExampleScores:
-        """Do the work; `progress` is told, now and then, the FLOPs done so far, as `flops` counts.
+        """Do the work; `progress` is told, now and then, the FLOPs done so far, as `work` counts.
 
         Raises:
             ScoresError: an NLL is not finite.
         """
-        flops = self.flops(model.config)
+        flops = [part.flops for part in self.work(model.config)]
         sweep = model.sweep_example(
             self.example,
             self.policy,
@@ -216,12 +208,33 @@ class SweepTask:
         return nll
 
 
+def sweep_tasks(
+    model: Model,
+    examples: Sequence[Example],
+    policy: AttentionPolicy,
+    direction: Direction,
+    base: Iterable[int] | None,
+) -> tuple[list[SweepTask], str | None]:
+    """The work of `score_layers`, one task an example, and a note where examples were left out.
+
+    Warns and raises as `score_layers`.
+    """
+    _check_policy(policy, model.config.num_hidden_layers)
+    selectable = tuple(sorted(model.selectable_layers))
+    full = _base_layers(base, direction, selectable)
+    used, left_out = _with_signal(examples, policy)
+    return [
+        SweepTask(index, example, policy, direction, full, selectable)
+        for index, example in enumerate(used)
+    ], left_out
+
+
 def _run(
     model: Model, tasks: Sequence[SweepTask], journal: Journal | None, progress: bool
 ) -> list[ExampleScores]:
     """[N]: read from the journal what it holds; run the rest in order, and add it."""
     results = {} if journal is None else _recorded(journal, len(tasks))
-    work = [sum(task.flops(model.config)) for task in tasks]
+    work = [sum(part.flops for part in task.work(model.config)) for task in tasks]
     with _Bar(sum(work), sum(work[index] for index in results), shown=progress) as bar:
         for task in tasks:
             if task.index in results:
@@ -331,5 +344,5 @@ def _with_signal(
             f"no example carries a signal: the longest prompt has {longest} tokens, and {policy!r}"
             " hides nothing from it; use longer prompts, or a smaller window"
         )
-    warnings.warn(note, SwaWarning, stacklevel=3)
+    warnings.warn(note, SwaWarning, stacklevel=4)  # at the caller of score_layers
     return used, note

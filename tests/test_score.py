@@ -340,7 +340,7 @@ def test_a_task_reports_its_work_as_it_goes() -> None:
     model, told = FakeModel(), list[float]()
     task = SweepTask(0, make_examples(1)[0], POLICY, "restore", (2,), (0, 1, 2, 3, 4))
     task.run(model, told.append)
-    sweep, full, swa = task.flops(model.config)
+    sweep, full, swa = (part.flops for part in task.work(model.config))
     expected = [sweep * i / 4 for i in range(1, 5)] + [sweep, sweep + full]
     assert told == pytest.approx(expected)
     assert swa > 0
@@ -380,7 +380,7 @@ def test_costs_count_every_pair_of_the_masks(decode: Any, prompt: int, answer: i
         return rows * sum(MATRICES[name] for name in matrices) + pairs * PER_KEY
 
     one_pass = sum(layer(0, i in base) for i in range(5)) + answer * MATRICES["head"]
-    assert cost.nll_flops(config, policy, base, prompt, answer) == one_pass
+    assert cost.nll_work(config, policy, base, prompt, answer).flops == one_pass
 
     shared = min(7 + 3, total)  # the rows before see every key in all runs
     forks = sum(
@@ -389,21 +389,21 @@ def test_costs_count_every_pair_of_the_masks(decode: Any, prompt: int, answer: i
         + answer * MATRICES["head"]
         for flip in flips
     )
-    assert cost.sweep_flops(config, policy, base, flips, prompt, answer) == one_pass + forks
+    assert cost.sweep_work(config, policy, base, flips, prompt, answer).flops == one_pass + forks
 
 
 def test_a_sweep_costs_about_half_of_its_runs_one_by_one() -> None:
     config, policy = FakeModel(30).config, AttentionPolicy(sliding_window=64)
-    runs = sum(cost.nll_flops(config, policy, {layer}, 2000, 4) for layer in range(30))
-    sweep = cost.sweep_flops(config, policy, (), range(30), 2000, 4)
-    assert 0.45 < sweep / (cost.nll_flops(config, policy, (), 2000, 4) + runs) < 0.65
+    runs = sum(cost.nll_work(config, policy, {layer}, 2000, 4).flops for layer in range(30))
+    sweep = cost.sweep_work(config, policy, (), range(30), 2000, 4).flops
+    assert 0.45 < sweep / (cost.nll_work(config, policy, (), 2000, 4).flops + runs) < 0.65
 
 
 def test_rows_that_all_runs_share_cost_once() -> None:
     config, policy = FakeModel().config, AttentionPolicy(sliding_window=64, num_sink_tokens=4)
     head = 5 * 2 * 16 * 50  # one more answer token's logits for each run
-    single = cost.nll_flops(config, policy, (), 60, 1)
-    assert cost.sweep_flops(config, policy, (), range(5), 60, 1) == single + head
+    single = cost.nll_work(config, policy, (), 60, 1).flops
+    assert cost.sweep_work(config, policy, (), range(5), 60, 1).flops == single + head
 
 
 # ---- for people
