@@ -6,8 +6,7 @@
 
 /* ---- keys and values ---------------------------------------------------------------------------------------- */
 
-swa_kv_t swa_kv_layout(const swa_kernels_t *kernels, bool bf16, int64_t n_kv_heads, int64_t head_dim,
-                       int64_t n_tokens)
+swa_kv_t swa_kv_layout(const swa_kernels_t *kernels, bool bf16, int64_t n_kv_heads, int64_t head_dim, int64_t n_tokens)
 {
     size_t element = bf16 ? sizeof(uint16_t) : sizeof(float);
     swa_kv_t kv = {.kernels = kernels, .bf16 = bf16, .n_kv_heads = n_kv_heads, .head_dim = head_dim};
@@ -18,10 +17,7 @@ swa_kv_t swa_kv_layout(const swa_kernels_t *kernels, bool bf16, int64_t n_kv_hea
     return kv;
 }
 
-static size_t tile_count(const swa_kv_t *kv)
-{
-    return (size_t)(kv->n_kv_heads * kv->slots);
-}
+static size_t tile_count(const swa_kv_t *kv) { return (size_t)(kv->n_kv_heads * kv->slots); }
 
 size_t swa_kv_bytes(const swa_kv_t *kv)
 {
@@ -121,10 +117,7 @@ void swa_attention_scratch_place(swa_attention_scratch_t *scratch, const swa_kv_
 
 /* ---- masks -------------------------------------------------------------------------------------------------- */
 
-static bool row_is_full(swa_mask_t mask, int64_t row)
-{
-    return mask.window == 0 || row >= mask.full_from;
-}
+static bool row_is_full(swa_mask_t mask, int64_t row) { return mask.window == 0 || row >= mask.full_from; }
 
 /* First position of the row's window; every earlier key is visible only as a sink. */
 static int64_t window_start(swa_mask_t mask, int64_t row)
@@ -185,8 +178,7 @@ static void tile_product(const swa_kv_t *kv, int64_t m, int64_t k, const void *a
 }
 
 /* Sets the values of hidden keys to zero, so that NaN * 0 cannot reach a row that does not see them. */
-static const void *visible_values(const swa_kv_t *kv, const unsigned char *tile, hidden_t hidden,
-                                  unsigned char *copy)
+static const void *visible_values(const swa_kv_t *kv, const unsigned char *tile, hidden_t hidden, unsigned char *copy)
 {
     const int64_t panel = kv->kernels->panel;
     memcpy(copy, tile, kv->value_tile_bytes);
@@ -242,8 +234,7 @@ static void attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, i
         }
         size_t element = kv->bf16 ? sizeof(uint16_t) : sizeof(float);
         for (int64_t r = 0; r < m; r++) {
-            const void *seen =
-                visible_values(kv, values, hidden_keys(mask, row + r, tile_start), s->value_tile);
+            const void *seen = visible_values(kv, values, hidden_keys(mask, row + r, tile_start), s->value_tile);
             tile_product(kv, 1, SWA_TILE, (const unsigned char *)p + (size_t)(r * SWA_TILE) * element, SWA_TILE, seen,
                          columns / panel, s->output + r * columns, columns, true);
         }

@@ -30,8 +30,7 @@ typedef struct {
 } swa_attention_scratch_t;
 
 /* Describes a cache without memory; swa_kv_bytes says what swa_kv_place needs (64-byte aligned). */
-swa_kv_t swa_kv_layout(const swa_kernels_t *kernels, bool bf16, int64_t n_kv_heads, int64_t head_dim,
-                       int64_t n_tokens);
+swa_kv_t swa_kv_layout(const swa_kernels_t *kernels, bool bf16, int64_t n_kv_heads, int64_t head_dim, int64_t n_tokens);
 size_t swa_kv_bytes(const swa_kv_t *kv);
 void swa_kv_place(swa_kv_t *kv, unsigned char *memory);
 

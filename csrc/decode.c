@@ -25,8 +25,7 @@ struct swa_session {
 static swa_kv_t cache_layout(const swa_model_t *model, int64_t window, int64_t sinks, int64_t capacity)
 {
     const swa_config_t *c = &model->config;
-    swa_kv_t kv =
-        swa_kv_layout(model->kernels, model->bf16_activations, c->n_kv_heads, c->head_dim, capacity);
+    swa_kv_t kv = swa_kv_layout(model->kernels, model->bf16_activations, c->n_kv_heads, c->head_dim, capacity);
     if (window == 0 || window >= capacity)
         return kv;
     int64_t first = (swa_min(sinks, capacity) + SWA_TILE - 1) / SWA_TILE;
@@ -102,10 +101,27 @@ void swa_session_free(swa_session_t *s)
 {
     if (!s)
         return;
-    void *owned[] = {s->decode_window, s->decode_sinks, s->kv,       s->kv_memory,        s->logits,  s->x,
-                     s->row,           s->q,            s->k,        s->v,                s->gate,    s->up,
-                     s->out,           s->cosines,      s->sines,    s->normed,           s->queries, s->attended,
-                     s->intermediate,  s->attention,    s->attention_memory};
+    void *owned[] = {s->decode_window,
+                     s->decode_sinks,
+                     s->kv,
+                     s->kv_memory,
+                     s->logits,
+                     s->x,
+                     s->row,
+                     s->q,
+                     s->k,
+                     s->v,
+                     s->gate,
+                     s->up,
+                     s->out,
+                     s->cosines,
+                     s->sines,
+                     s->normed,
+                     s->queries,
+                     s->attended,
+                     s->intermediate,
+                     s->attention,
+                     s->attention_memory};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
         swa_release(owned[i]);
     swa_release(s);
@@ -158,8 +174,8 @@ static swa_status_t prefill(swa_session_t *s, swa_run_t *run, const int32_t *ids
 }
 
 swa_status_t swa_session_start(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
-                               const swa_policy_t *policy, const int64_t *decode_window,
-                               const int64_t *decode_sinks, int64_t capacity, swa_session_t **out)
+                               const swa_policy_t *policy, const int64_t *decode_window, const int64_t *decode_sinks,
+                               int64_t capacity, swa_session_t **out)
 {
     *out = NULL;
     swa_session_t *s = swa_allocate(1, sizeof *s);
@@ -191,10 +207,7 @@ typedef struct {
     float *out[3];
 } products_t;
 
-static int64_t column_tasks(const swa_linear_t *linear)
-{
-    return (linear->matrix.n + STEP_COLUMNS - 1) / STEP_COLUMNS;
-}
+static int64_t column_tasks(const swa_linear_t *linear) { return (linear->matrix.n + STEP_COLUMNS - 1) / STEP_COLUMNS; }
 
 static void product_task(void *context, int64_t task, int thread)
 {
@@ -282,22 +295,10 @@ swa_status_t swa_session_step(swa_session_t *s, swa_run_t *run, int32_t token)
     return status;
 }
 
-const float *swa_session_logits(const swa_session_t *s)
-{
-    return s->logits;
-}
+const float *swa_session_logits(const swa_session_t *s) { return s->logits; }
 
-int64_t swa_session_tokens(const swa_session_t *s)
-{
-    return s->n_tokens;
-}
+int64_t swa_session_tokens(const swa_session_t *s) { return s->n_tokens; }
 
-int64_t swa_session_capacity(const swa_session_t *s)
-{
-    return s->capacity;
-}
+int64_t swa_session_capacity(const swa_session_t *s) { return s->capacity; }
 
-size_t swa_session_kv_bytes(const swa_session_t *s)
-{
-    return s->kv_bytes;
-}
+size_t swa_session_kv_bytes(const swa_session_t *s) { return s->kv_bytes; }

@@ -35,10 +35,7 @@ static cpu_t detect(void)
     return cpu;
 }
 
-static bool has(unsigned found, unsigned wanted)
-{
-    return (found & wanted) == wanted;
-}
+static bool has(unsigned found, unsigned wanted) { return (found & wanted) == wanted; }
 
 static bool runs_avx2(void)
 {
@@ -60,10 +57,7 @@ static bool runs_avx512_bf16(void)
 }
 #endif
 
-static bool runs_anywhere(void)
-{
-    return true;
-}
+static bool runs_anywhere(void) { return true; }
 
 /* ---- the table ----------------------------------------------------------------------------------------------- */
 
@@ -101,12 +95,6 @@ const swa_kernels_t *swa_kernels_find(const char *name)
     return NULL;
 }
 
-bool swa_tier_supported(const char *name)
-{
-    return swa_kernels_find(name) != NULL;
-}
+bool swa_tier_supported(const char *name) { return swa_kernels_find(name) != NULL; }
 
-const char *swa_kernels_name(const swa_kernels_t *kernels)
-{
-    return kernels->name;
-}
+const char *swa_kernels_name(const swa_kernels_t *kernels) { return kernels->name; }

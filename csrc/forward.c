@@ -170,8 +170,8 @@ static void project_part(const pass_t *pass, chunk_t chunk, part_t part, swa_scr
         int64_t columns = swa_min(ws->column_stride, width - column);
         if (swa_cancelled(ws->run))
             return;
-        swa_multiply(model, linear, chunk.m - skip, s->normed + (size_t)(skip * hidden_stride) * element,
-                     hidden_stride, column, columns, s->columns, ws->column_stride);
+        swa_multiply(model, linear, chunk.m - skip, s->normed + (size_t)(skip * hidden_stride) * element, hidden_stride,
+                     column, columns, s->columns, ws->column_stride);
         for (int64_t r = skip; r < chunk.m; r++) {
             int64_t row = chunk.row + r;
             float *heads = s->columns + (r - skip) * ws->column_stride;
@@ -218,8 +218,8 @@ static void project_chunk(void *context, int64_t task, int thread)
 
 void swa_project(swa_workspace_t *ws, int64_t layer, const float *x, int64_t first, int64_t end, int64_t query_first)
 {
-    pass_t pass = {.ws = ws, .layer = &ws->model->layers[layer], .x = x, .first = first, .end = end,
-                   .query_first = query_first};
+    pass_t pass = {
+        .ws = ws, .layer = &ws->model->layers[layer], .x = x, .first = first, .end = end, .query_first = query_first};
     swa_parallel_for(ws->n_threads, chunk_count(&pass), project_chunk, &pass);
 }
 
@@ -252,8 +252,7 @@ static void gated_product(const swa_workspace_t *ws, const swa_layer_t *layer, i
         int64_t columns = swa_min(ws->column_stride, width - column);
         if (swa_cancelled(ws->run))
             return;
-        swa_multiply(model, &layer->gate, m, s->normed, hidden_stride, column, columns, s->columns,
-                     ws->column_stride);
+        swa_multiply(model, &layer->gate, m, s->normed, hidden_stride, column, columns, s->columns, ws->column_stride);
         swa_multiply(model, &layer->up, m, s->normed, hidden_stride, column, columns, s->more_columns,
                      ws->column_stride);
         for (int64_t r = 0; r < m; r++) {
@@ -283,9 +282,8 @@ static void finish_chunk(void *context, int64_t task, int thread)
         if (swa_cancelled(ws->run))
             return;
         size_t element = swa_activation_size(model);
-        swa_attend(model, &ws->kv, pass->mask, chunk.row + row,
-                   chunk.row + swa_min(chunk.m, row + SWA_QUERY_BLOCK), 0, c->n_heads,
-                   ws->queries + (size_t)((chunk.row + row) * query_stride) * element,
+        swa_attend(model, &ws->kv, pass->mask, chunk.row + row, chunk.row + swa_min(chunk.m, row + SWA_QUERY_BLOCK), 0,
+                   c->n_heads, ws->queries + (size_t)((chunk.row + row) * query_stride) * element,
                    s->attended + (size_t)(row * query_stride) * element, query_stride, &s->attention);
     }
     add_product(ws, &layer->o, s->attended, query_stride, chunk.m, x, x_out, s);
@@ -299,8 +297,8 @@ static void finish_chunk(void *context, int64_t task, int thread)
 void swa_finish(swa_workspace_t *ws, int64_t layer, swa_mask_t mask, const float *x, float *x_out, int64_t first,
                 int64_t end)
 {
-    pass_t pass = {.ws = ws, .layer = &ws->model->layers[layer], .mask = mask, .x = x, .x_out = x_out,
-                   .first = first, .end = end};
+    pass_t pass = {
+        .ws = ws, .layer = &ws->model->layers[layer], .mask = mask, .x = x, .x_out = x_out, .first = first, .end = end};
     swa_parallel_for(ws->n_threads, chunk_count(&pass), finish_chunk, &pass);
 }
 

@@ -46,14 +46,14 @@ static void attend_rows(void *context, int64_t task, int thread)
     const attention_t *a = context;
     int64_t first = task * SWA_QUERY_BLOCK, end = swa_min(a->n_tokens, first + SWA_QUERY_BLOCK);
     size_t offset = (size_t)(first * a->stride) * swa_activation_size(&a->model);
-    swa_attend(&a->model, &a->kv, a->mask, first, end, 0, a->model.config.n_heads, a->queries + offset,
-               a->out + offset, a->stride, &a->scratch[thread]);
+    swa_attend(&a->model, &a->kv, a->mask, first, end, 0, a->model.config.n_heads, a->queries + offset, a->out + offset,
+               a->stride, &a->scratch[thread]);
 }
 
 swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *q,
-                                const float *k, const float *v, int64_t n_tokens, int64_t n_heads,
-                                int64_t n_kv_heads, int64_t head_dim, int64_t window, int64_t sinks,
-                                int64_t full_from, float *out, double *seconds)
+                                const float *k, const float *v, int64_t n_tokens, int64_t n_heads, int64_t n_kv_heads,
+                                int64_t head_dim, int64_t window, int64_t sinks, int64_t full_from, float *out,
+                                double *seconds)
 {
     const int64_t width = n_heads * head_dim;
     attention_t a = {.model = bare_model(kernels, dtype), .mask = {window, sinks, full_from}, .n_tokens = n_tokens};

@@ -8,9 +8,9 @@
 #include "swa.h"
 
 enum {
-    SWA_TILE = 64,       /* keys per attention tile; tiles are aligned to absolute positions */
-    SWA_MAX_PANEL = 64,  /* widest panel of any tier */
-    SWA_MAX_LANES = 16,  /* floats in the widest vector of any tier */
+    SWA_TILE = 64,        /* keys per attention tile; tiles are aligned to absolute positions */
+    SWA_MAX_PANEL = 64,   /* widest panel of any tier */
+    SWA_MAX_LANES = 16,   /* floats in the widest vector of any tier */
     SWA_MAX_K_BLOCK = 384 /* k extent of one panel call: its slice of B stays in L1 */
 };
 

@@ -1,3 +1,4 @@
+/* clang-format off: loops behind macros are laid out by hand. */
 /* Every kernel, written once over the vector operations of a tier. The including kernels_*.c names the TIER and
  * brings the type vf, VECTOR_LANES, ROW_TILE (rows of A per register tile), PANEL_VECTORS (vectors per panel) and the
  * vf_*() operations. vf_max and vf_min return their second operand when either is NaN. */
@@ -13,65 +14,76 @@
 
 /* Calls tile(rows, ...) with a compile-time number of rows, so that accumulators live in registers. */
 #if ROW_TILE == 12
-#define FOR_ROW_TILES(m, tile)                                                                                     \
-    for (int64_t row = 0; row < (m); row += ROW_TILE)                                                               \
-        switch (swa_min((m)-row, ROW_TILE)) {                                                                      \
-        case 12: tile(12); break;                                                                                  \
-        case 11: tile(11); break;                                                                                  \
-        case 10: tile(10); break;                                                                                  \
-        case 9: tile(9); break;                                                                                    \
-        case 8: tile(8); break;                                                                                    \
-        case 7: tile(7); break;                                                                                    \
-        case 6: tile(6); break;                                                                                    \
-        case 5: tile(5); break;                                                                                    \
-        case 4: tile(4); break;                                                                                    \
-        case 3: tile(3); break;                                                                                    \
-        case 2: tile(2); break;                                                                                    \
-        default: tile(1); break;                                                                                   \
+#define FOR_ROW_TILES(m, tile)                                                                                         \
+    for (int64_t row = 0; row < (m); row += ROW_TILE)                                                                  \
+        switch (swa_min((m) - row, ROW_TILE)) {                                                                        \
+        case 12: tile(12); break;                                                                                      \
+        case 11: tile(11); break;                                                                                      \
+        case 10: tile(10); break;                                                                                      \
+        case 9: tile(9); break;                                                                                        \
+        case 8: tile(8); break;                                                                                        \
+        case 7: tile(7); break;                                                                                        \
+        case 6: tile(6); break;                                                                                        \
+        case 5: tile(5); break;                                                                                        \
+        case 4: tile(4); break;                                                                                        \
+        case 3: tile(3); break;                                                                                        \
+        case 2: tile(2); break;                                                                                        \
+        default: tile(1); break;                                                                                       \
         }
 #else /* 6 */
-#define FOR_ROW_TILES(m, tile)                                                                                     \
-    for (int64_t row = 0; row < (m); row += ROW_TILE)                                                               \
-        switch (swa_min((m)-row, ROW_TILE)) {                                                                      \
-        case 6: tile(6); break;                                                                                    \
-        case 5: tile(5); break;                                                                                    \
-        case 4: tile(4); break;                                                                                    \
-        case 3: tile(3); break;                                                                                    \
-        case 2: tile(2); break;                                                                                    \
-        default: tile(1); break;                                                                                   \
+#define FOR_ROW_TILES(m, tile)                                                                                         \
+    for (int64_t row = 0; row < (m); row += ROW_TILE)                                                                  \
+        switch (swa_min((m) - row, ROW_TILE)) {                                                                        \
+        case 6: tile(6); break;                                                                                        \
+        case 5: tile(5); break;                                                                                        \
+        case 4: tile(4); break;                                                                                        \
+        case 3: tile(3); break;                                                                                        \
+        case 2: tile(2); break;                                                                                        \
+        default: tile(1); break;                                                                                       \
         }
 #endif
 
 /* ---- matrix products ------------------------------------------------------------------------------------- */
 
 /* One register tile: rows x PANEL outputs. `load_b` widens one vector of B, so both weight types share the code. */
-#define DEFINE_FLOAT_PANEL(name, b_type, load_b)                                                                    \
-    INLINE void name##_tile(const int rows, int64_t k, const float *restrict a, int64_t a_stride,                  \
-                            const b_type *restrict b, float *restrict c, int64_t c_stride, bool accumulate)        \
-    {                                                                                                               \
-        vf sum[ROW_TILE][PANEL_VECTORS];                                                                           \
-        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)                       \
-            sum[r][v] = accumulate ? vf_load(c + r * c_stride + v * VECTOR_LANES) : vf_set1(0.0f);                 \
-        for (int64_t p = 0; p < k; p++) {                                                                          \
-            vf column[PANEL_VECTORS];                                                                              \
-            UNROLL for (int v = 0; v < PANEL_VECTORS; v++) column[v] = load_b(b + p * PANEL + v * VECTOR_LANES);   \
-            UNROLL for (int r = 0; r < rows; r++) {                                                                \
-                vf value = vf_set1(a[r * a_stride + p]);                                                           \
-                UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[r][v] = vf_fma(value, column[v], sum[r][v]);    \
-            }                                                                                                       \
-        }                                                                                                           \
-        UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)                       \
-            vf_store(c + r * c_stride + v * VECTOR_LANES, sum[r][v]);                                              \
-    }                                                                                                               \
-    static void name(int64_t m, int64_t k, const float *a, int64_t a_stride, const b_type *b, float *c,            \
-                     int64_t c_stride, bool accumulate)                                                             \
-    {                                                                                                               \
-        FOR_ROW_TILES(m, CALL_##name)                                                                              \
+#define DEFINE_FLOAT_PANEL(name, b_type, load_b)                                                                       \
+    INLINE void name##_tile(const int rows, int64_t k, const float *restrict a, int64_t a_stride,                      \
+                            const b_type *restrict b, float *restrict c, int64_t c_stride, bool accumulate)            \
+    {                                                                                                                  \
+        vf sum[ROW_TILE][PANEL_VECTORS];                                                                               \
+        UNROLL                                                                                                         \
+        for (int r = 0; r < rows; r++)                                                                                 \
+            UNROLL                                                                                                     \
+        for (int v = 0; v < PANEL_VECTORS; v++)                                                                        \
+            sum[r][v] = accumulate ? vf_load(c + r * c_stride + v * VECTOR_LANES) : vf_set1(0.0f);                     \
+        for (int64_t p = 0; p < k; p++) {                                                                              \
+            vf column[PANEL_VECTORS];                                                                                  \
+            UNROLL                                                                                                     \
+            for (int v = 0; v < PANEL_VECTORS; v++)                                                                    \
+                column[v] = load_b(b + p * PANEL + v * VECTOR_LANES);                                                  \
+            UNROLL                                                                                                     \
+            for (int r = 0; r < rows; r++) {                                                                           \
+                vf value = vf_set1(a[r * a_stride + p]);                                                               \
+                UNROLL                                                                                                 \
+                for (int v = 0; v < PANEL_VECTORS; v++)                                                                \
+                    sum[r][v] = vf_fma(value, column[v], sum[r][v]);                                                   \
+            }                                                                                                          \
+        }                                                                                                              \
+        UNROLL                                                                                                         \
+        for (int r = 0; r < rows; r++)                                                                                 \
+            UNROLL                                                                                                     \
+        for (int v = 0; v < PANEL_VECTORS; v++)                                                                        \
+            vf_store(c + r * c_stride + v * VECTOR_LANES, sum[r][v]);                                                  \
+    }                                                                                                                  \
+    static void name(int64_t m, int64_t k, const float *a, int64_t a_stride, const b_type *b, float *c,                \
+                     int64_t c_stride, bool accumulate)                                                                \
+    {                                                                                                                  \
+        FOR_ROW_TILES(m, CALL_##name)                                                                                  \
     }
 
-#define CALL_panel_f32(rows)                                                                                       \
+#define CALL_panel_f32(rows)                                                                                           \
     panel_f32_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
-#define CALL_panel_f32_bf16(rows)                                                                                  \
+#define CALL_panel_f32_bf16(rows)                                                                                      \
     panel_f32_bf16_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
 DEFINE_FLOAT_PANEL(panel_f32, float, vf_load)
 DEFINE_FLOAT_PANEL(panel_f32_bf16, uint16_t, vf_load_bf16)
@@ -81,26 +93,34 @@ INLINE void panel_bf16_tile(const int rows, int64_t k, const uint16_t *restrict 
                             const uint16_t *restrict b, float *restrict c, int64_t c_stride, bool accumulate)
 {
     vf sum[ROW_TILE][PANEL_VECTORS];
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int v = 0; v < PANEL_VECTORS; v++)
         sum[r][v] = accumulate ? vf_load(c + r * c_stride + v * VECTOR_LANES) : vf_set1(0.0f);
     for (int64_t p = 0; p < k; p += 2) {
         vb column[PANEL_VECTORS];
-        UNROLL for (int v = 0; v < PANEL_VECTORS; v++) column[v] = vb_load(b + p * PANEL + v * 2 * VECTOR_LANES);
-        UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int v = 0; v < PANEL_VECTORS; v++)
+            column[v] = vb_load(b + p * PANEL + v * 2 * VECTOR_LANES);
+        UNROLL
+        for (int r = 0; r < rows; r++) {
             vb value = vb_set1_pair(a + r * a_stride + p);
-            UNROLL for (int v = 0; v < PANEL_VECTORS; v++) sum[r][v] = vb_dot(sum[r][v], value, column[v]);
+            UNROLL
+            for (int v = 0; v < PANEL_VECTORS; v++)
+                sum[r][v] = vb_dot(sum[r][v], value, column[v]);
         }
     }
-    UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+    for (int v = 0; v < PANEL_VECTORS; v++)
         vf_store(c + r * c_stride + v * VECTOR_LANES, sum[r][v]);
 }
-#define CALL_panel_bf16(rows)                                                                                      \
+#define CALL_panel_bf16(rows)                                                                                          \
     panel_bf16_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
 static void panel_bf16(int64_t m, int64_t k, const uint16_t *a, int64_t a_stride, const uint16_t *b, float *c,
-                       int64_t c_stride, bool accumulate)
-{
-    FOR_ROW_TILES(m, CALL_panel_bf16)
-}
+                       int64_t c_stride, bool accumulate){FOR_ROW_TILES(m, CALL_panel_bf16)}
 #endif
 
 /* ---- elementwise ------------------------------------------------------------------------------------------ */
@@ -151,25 +171,30 @@ INLINE float lanes_max(vf value)
 }
 
 /* 2^x for x <= 127, and zero where that is below 2^-125, which no sum of probabilities can notice; NaN stays NaN. The
- * polynomial (Chebyshev fit on [-1/2, 1/2]) has a relative error below 2e-7, or, where bf16 will hold the result, 3e-6. */
+ * polynomial (Chebyshev fit on [-1/2, 1/2]) has a relative error below 2e-7, or, where bf16 will hold the result, 3e-6.
+ */
 INLINE vf exp2_bounded(const bool for_bf16, vf x)
 {
-    static const float exact[] = {1.5461444855e-4f, 1.3400427997e-3f, 9.6180569381e-3f, 5.5503271520e-2f,
-                                  2.4022650719e-1f, 6.9314718246e-1f, 1.0f};
+    static const float exact[] = {1.5461444855e-4f,
+                                  1.3400427997e-3f,
+                                  9.6180569381e-3f,
+                                  5.5503271520e-2f,
+                                  2.4022650719e-1f,
+                                  6.9314718246e-1f,
+                                  1.0f};
     static const float coarse[] = {9.5828529447e-3f, 5.5906426162e-2f, 2.4024099112e-1f, 6.9312417507e-1f, 1.0f};
     const float *coefficients = for_bf16 ? coarse : exact;
     const int degree = for_bf16 ? 4 : 6;
     x = vf_max(vf_set1(-200.0f), x); /* -inf - -inf would be NaN */
     vf whole = vf_round(x), fraction = vf_sub(x, whole);
     vf p = vf_set1(coefficients[0]);
-    UNROLL for (int i = 1; i <= degree; i++) p = vf_fma(p, fraction, vf_set1(coefficients[i]));
+    UNROLL
+    for (int i = 1; i <= degree; i++)
+        p = vf_fma(p, fraction, vf_set1(coefficients[i]));
     return vf_times_power_of_2(p, whole);
 }
 
-INLINE vf exp2_vector(vf x)
-{
-    return exp2_bounded(false, vf_min(vf_set1(127.4f), x));
-}
+INLINE vf exp2_vector(vf x) { return exp2_bounded(false, vf_min(vf_set1(127.4f), x)); }
 
 static void rms_norm(int64_t n, const float *x, const float *weight, float eps, float *out)
 {
@@ -236,9 +261,13 @@ INLINE void softmax_rows(const bool for_bf16, int64_t m, const float *scores, vo
     enum { VECTORS = SWA_TILE / VECTOR_LANES };
     for (int64_t r = 0; r < m; r++, scores += SWA_TILE, sums += SWA_MAX_LANES, output += output_stride) {
         vf s[VECTORS];
-        UNROLL for (int v = 0; v < VECTORS; v++) s[v] = vf_mul(vf_load(scores + v * VECTOR_LANES), vf_set1(scale_factor));
+        UNROLL
+        for (int v = 0; v < VECTORS; v++)
+            s[v] = vf_mul(vf_load(scores + v * VECTOR_LANES), vf_set1(scale_factor));
         vf top = s[0], sum = vf_load(sums);
-        UNROLL for (int v = 1; v < VECTORS; v++) top = vf_max(top, s[v]);
+        UNROLL
+        for (int v = 1; v < VECTORS; v++)
+            top = vf_max(top, s[v]);
         if (vf_any_greater(top, vf_set1(shifts[r] + LAG))) { /* from -inf, too; the first tile rescales zeros */
             float shift = lanes_max(top), lanes[VECTOR_LANES];
             vf_store(lanes, exp2_vector(vf_set1(shifts[r] - shift)));
@@ -248,7 +277,8 @@ INLINE void softmax_rows(const bool for_bf16, int64_t m, const float *scores, vo
         }
         /* Nothing visible yet: any finite shift gives exp2(-inf) = 0. */
         vf shift = vf_set1(shifts[r] == -INFINITY ? 0.0f : shifts[r]);
-        UNROLL for (int v = 0; v < VECTORS; v++) {
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
             int64_t at = r * SWA_TILE + v * VECTOR_LANES;
             vf p = exp2_bounded(for_bf16, vf_sub(s[v], shift));
             if (for_bf16) { /* the sum is of what will be multiplied: a row that sees one key gets its value */
@@ -288,7 +318,11 @@ static void exp_shifted(int64_t n, const float *x, float shift, float *out)
 
 /* ---- measurements ------------------------------------------------------------------------------------------ */
 
-#define FOR_SUMS UNROLL for (int r = 0; r < ROW_TILE; r++) UNROLL for (int v = 0; v < PANEL_VECTORS; v++)
+#define FOR_SUMS                                                                                                       \
+    UNROLL                                                                                                             \
+    for (int r = 0; r < ROW_TILE; r++)                                                                                 \
+        UNROLL                                                                                                         \
+    for (int v = 0; v < PANEL_VECTORS; v++)
 
 /* As many chains as a register tile has; volatile: the compiler must neither know the factor nor drop the sums. */
 static void peak_f32(int64_t n, double *flops)
@@ -326,12 +360,18 @@ static void sum(int64_t n, const float *x, float *out)
     enum { CHAINS = 8 };
     vf sums[CHAINS];
     int64_t i = 0;
-    UNROLL for (int v = 0; v < CHAINS; v++) sums[v] = vf_set1(0.0f);
+    UNROLL
+    for (int v = 0; v < CHAINS; v++)
+        sums[v] = vf_set1(0.0f);
     for (; i + CHAINS * VECTOR_LANES <= n; i += CHAINS * VECTOR_LANES)
-        UNROLL for (int v = 0; v < CHAINS; v++) sums[v] = vf_add(sums[v], vf_load(x + i + v * VECTOR_LANES));
+        UNROLL
+    for (int v = 0; v < CHAINS; v++)
+        sums[v] = vf_add(sums[v], vf_load(x + i + v * VECTOR_LANES));
     for (; i < n; i += VECTOR_LANES)
         sums[0] = vf_add(sums[0], load_some(x + i, n - i));
-    UNROLL for (int v = 1; v < CHAINS; v++) sums[0] = vf_add(sums[0], sums[v]);
+    UNROLL
+    for (int v = 1; v < CHAINS; v++)
+        sums[0] = vf_add(sums[0], sums[v]);
     *out = lanes_sum(sums[0]);
 }
 

@@ -50,10 +50,7 @@ static inline size_t swa_activation_size(const swa_model_t *model)
 }
 
 /* Elements between rows of an activation buffer of n columns; columns beyond n must be zero. */
-static inline int64_t swa_activation_stride(int64_t n)
-{
-    return swa_round_up(n, 32);
-}
+static inline int64_t swa_activation_stride(int64_t n) { return swa_round_up(n, 32); }
 
 /* Rounds (bf16) or copies one row of n float32 values into an activation buffer. */
 void swa_store_activation(const swa_model_t *model, int64_t n, const float *x, void *activation);

@@ -32,10 +32,7 @@ uint64_t swa_head_cost(const swa_model_t *model, int64_t n_rows)
     return 2 * (uint64_t)n_rows * (uint64_t)model->config.vocab_size * (uint64_t)model->config.hidden_size;
 }
 
-static int64_t block_count(int64_t vocab_size)
-{
-    return (vocab_size + VOCABULARY_BLOCK - 1) / VOCABULARY_BLOCK;
-}
+static int64_t block_count(int64_t vocab_size) { return (vocab_size + VOCABULARY_BLOCK - 1) / VOCABULARY_BLOCK; }
 
 static const size_t SCRATCH_FLOATS = (size_t)(ROW_BLOCK + 1) * VOCABULARY_BLOCK;
 
@@ -99,8 +96,7 @@ static void head_block(void *context, int64_t task, int thread)
                 memcpy(head->logits + (row + r) * vocab_size + column, line, (size_t)columns * sizeof(float));
                 continue;
             }
-            head->blocks[(row + r) * head->n_blocks + task] =
-                summarise(model->kernels, line, columns, exponentials);
+            head->blocks[(row + r) * head->n_blocks + task] = summarise(model->kernels, line, columns, exponentials);
             int64_t target = head->targets[row + r] - column;
             if (target >= 0 && target < columns)
                 head->target_logits[row + r] = line[target];
@@ -164,8 +160,8 @@ swa_status_t swa_hook_log_prob(const swa_kernels_t *kernels, const float *logits
     for (int64_t r = 0; r < m; r++, logits += vocab_size) {
         for (int64_t b = 0; b < n_blocks; b++) {
             int64_t column = b * VOCABULARY_BLOCK;
-            blocks[b] = summarise(kernels, logits + column, swa_min(VOCABULARY_BLOCK, vocab_size - column),
-                                  exponentials);
+            blocks[b] =
+                summarise(kernels, logits + column, swa_min(VOCABULARY_BLOCK, vocab_size - column), exponentials);
         }
         nll[r] = combine(blocks, n_blocks, logits[targets[r]], (int32_t)targets[r], &greedy[r]);
     }

@@ -22,10 +22,7 @@ static inline uint32_t swa_bits_from_float(float value)
     return bits;
 }
 
-static inline float swa_float_from_bf16(uint16_t value)
-{
-    return swa_float_from_bits((uint32_t)value << 16);
-}
+static inline float swa_float_from_bf16(uint16_t value) { return swa_float_from_bits((uint32_t)value << 16); }
 
 /* Round to nearest, ties to even; a NaN stays a (quiet) NaN. */
 static inline uint16_t swa_bf16_from_float(float value)
@@ -54,14 +51,8 @@ static inline int64_t swa_round_up(int64_t value, int64_t multiple)
     return (value + multiple - 1) / multiple * multiple;
 }
 
-static inline int64_t swa_min(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
+static inline int64_t swa_min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline int64_t swa_max(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
+static inline int64_t swa_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 #endif

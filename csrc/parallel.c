@@ -26,10 +26,7 @@ void swa_parallel_for(int n_threads, int64_t n_tasks, swa_task_fn fn, void *cont
         fn(context, task, omp_get_thread_num());
 }
 
-int swa_default_threads(void)
-{
-    return omp_get_max_threads();
-}
+int swa_default_threads(void) { return omp_get_max_threads(); }
 
 #else
 

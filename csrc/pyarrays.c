@@ -30,8 +30,8 @@ PyArrayObject *swa_array_copy(PyObject *object, const char *name, int typenum, i
     if (!wanted)
         return NULL;
     if (!PyArray_Check(object) || !PyArray_EquivTypenums(PyArray_TYPE((PyArrayObject *)object), typenum)) {
-        PyObject *found = PyArray_Check(object) ? (PyObject *)PyArray_DESCR((PyArrayObject *)object)
-                                                : (PyObject *)Py_TYPE(object);
+        PyObject *found =
+            PyArray_Check(object) ? (PyObject *)PyArray_DESCR((PyArrayObject *)object) : (PyObject *)Py_TYPE(object);
         PyErr_Format(PyExc_TypeError, "%s must be a NumPy array of %S, not %S", name, wanted, found);
         Py_DECREF(wanted);
         return NULL;

@@ -78,12 +78,11 @@ static bool read_config(PyObject *config, swa_config_t *out)
            read_size(config, "num_attention_heads", &out->n_heads) &&
            read_size(config, "num_key_value_heads", &out->n_kv_heads) &&
            read_size(config, "head_dim", &out->head_dim) && read_float(config, "rms_norm_eps", &out->rms_norm_eps) &&
-           read_float(config, "rope_scale", &out->rope_scale) &&
-           read_bool(config, "tie_word_embeddings", &out->tied) && read_bool(config, "qk_norm", &out->qk_norm) &&
-           read_bool(config, "q_bias", &out->q_bias) && read_bool(config, "k_bias", &out->k_bias) &&
-           read_bool(config, "v_bias", &out->v_bias) && read_bool(config, "o_bias", &out->o_bias) &&
-           read_bool(config, "gate_bias", &out->gate_bias) && read_bool(config, "up_bias", &out->up_bias) &&
-           read_bool(config, "down_bias", &out->down_bias);
+           read_float(config, "rope_scale", &out->rope_scale) && read_bool(config, "tie_word_embeddings", &out->tied) &&
+           read_bool(config, "qk_norm", &out->qk_norm) && read_bool(config, "q_bias", &out->q_bias) &&
+           read_bool(config, "k_bias", &out->k_bias) && read_bool(config, "v_bias", &out->v_bias) &&
+           read_bool(config, "o_bias", &out->o_bias) && read_bool(config, "gate_bias", &out->gate_bias) &&
+           read_bool(config, "up_bias", &out->up_bias) && read_bool(config, "down_bias", &out->down_bias);
 }
 
 static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -218,8 +217,21 @@ static PyObject *engine_finish(engine_t *self, PyObject *Py_UNUSED(unused))
 /* ---- runs over a whole sequence ----------------------------------------------------------------------------- */
 
 /* The arrays of a call. */
-enum { IDS, WINDOW, SINKS, FULL_FROM, FLIP_WINDOW, DECODE_WINDOW, DECODE_SINKS, NLL, GREEDY, RUN_NLL, RUN_GREEDY, LOGITS,
-       N_ARRAYS };
+enum {
+    IDS,
+    WINDOW,
+    SINKS,
+    FULL_FROM,
+    FLIP_WINDOW,
+    DECODE_WINDOW,
+    DECODE_SINKS,
+    NLL,
+    GREEDY,
+    RUN_NLL,
+    RUN_GREEDY,
+    LOGITS,
+    N_ARRAYS
+};
 
 typedef struct {
     swa_call_t base;
@@ -421,10 +433,8 @@ static PyObject *engine_workspace_bytes(engine_t *self, PyObject *args, PyObject
     static const struct {
         const char *name;
         swa_work_t work;
-    } kinds[] = {{"nll", SWA_WORK_NLL},
-                 {"sweep", SWA_WORK_SWEEP},
-                 {"logits", SWA_WORK_LOGITS},
-                 {"decode", SWA_WORK_DECODE}};
+    } kinds[] = {
+        {"nll", SWA_WORK_NLL}, {"sweep", SWA_WORK_SWEEP}, {"logits", SWA_WORK_LOGITS}, {"decode", SWA_WORK_DECODE}};
     const char *kind;
     long long n_tokens, n_prefix = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sL|L:workspace_bytes", names, &kind, &n_tokens, &n_prefix) ||
@@ -446,15 +456,9 @@ static PyObject *engine_repr(engine_t *self)
                                 self->n_threads);
 }
 
-static PyObject *engine_dtype(engine_t *self, void *Py_UNUSED(closure))
-{
-    return PyUnicode_FromString(self->dtype);
-}
+static PyObject *engine_dtype(engine_t *self, void *Py_UNUSED(closure)) { return PyUnicode_FromString(self->dtype); }
 
-static PyObject *engine_tier(engine_t *self, void *Py_UNUSED(closure))
-{
-    return PyUnicode_FromString(self->tier);
-}
+static PyObject *engine_tier(engine_t *self, void *Py_UNUSED(closure)) { return PyUnicode_FromString(self->tier); }
 
 static PyObject *engine_weight_bytes(engine_t *self, void *Py_UNUSED(closure))
 {

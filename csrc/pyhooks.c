@@ -70,9 +70,9 @@ static swa_status_t compute_attention(swa_call_t *base)
 {
     hook_call_t *c = (hook_call_t *)base;
     const npy_intp *q = PyArray_DIMS(c->in[0]), *k = PyArray_DIMS(c->in[1]);
-    return swa_hook_attention(c->kernels, c->dtype, base->run.n_threads, PyArray_DATA(c->in[0]),
-                              PyArray_DATA(c->in[1]), PyArray_DATA(c->in[2]), q[0], q[1], k[1], q[2], c->window,
-                              c->sinks, c->full_from, PyArray_DATA(c->out[0]), &c->seconds);
+    return swa_hook_attention(c->kernels, c->dtype, base->run.n_threads, PyArray_DATA(c->in[0]), PyArray_DATA(c->in[1]),
+                              PyArray_DATA(c->in[2]), q[0], q[1], k[1], q[2], c->window, c->sinks, c->full_from,
+                              PyArray_DATA(c->out[0]), &c->seconds);
 }
 
 static bool prepare_attention(hook_call_t *call, PyObject *q, PyObject *k, PyObject *v)
@@ -147,8 +147,7 @@ static PyObject *hook_linear(PyObject *Py_UNUSED(module), PyObject *args, PyObje
     long long n_threads = 1;
     const char *dtype = "float32", *tier = NULL;
     int timed = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$szLp:linear", names, &x, &w, &dtype, &tier, &n_threads,
-                                     &timed))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$szLp:linear", names, &x, &w, &dtype, &tier, &n_threads, &timed))
         return NULL;
     hook_call_t *call = begin_hook(compute_linear, dtype, tier, n_threads);
     if (call)

@@ -79,9 +79,9 @@ static PyObject *build_info(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unu
     PyObject *supported = built ? swa_tier_names(true) : NULL;
     PyObject *info = NULL;
     if (supported)
-        info = Py_BuildValue("{s:s,s:s,s:s,s:O,s:O,s:O,s:s,s:i}", "version", SWA_VERSION, "compiler", COMPILER,
-                             "flags", SWA_BUILD_FLAGS, "openmp", HAS_OPENMP, "tiers_built", built, "tiers_supported",
-                             supported, "tier", swa_kernels_name(kernels), "num_threads", swa_default_threads());
+        info = Py_BuildValue("{s:s,s:s,s:s,s:O,s:O,s:O,s:s,s:i}", "version", SWA_VERSION, "compiler", COMPILER, "flags",
+                             SWA_BUILD_FLAGS, "openmp", HAS_OPENMP, "tiers_built", built, "tiers_supported", supported,
+                             "tier", swa_kernels_name(kernels), "num_threads", swa_default_threads());
     Py_XDECREF(built);
     Py_XDECREF(supported);
     return info;
@@ -126,8 +126,7 @@ static int execute(PyObject *module)
     swa_state_t *state = PyModule_GetState(module);
     if (!(state->engine_type = add_type(module, &swa_engine_spec)) ||
         !(state->session_type = add_type(module, &swa_session_spec)) ||
-        PyModule_AddFunctions(module, swa_hook_methods) ||
-        PyModule_AddIntConstant(module, "NO_FLIP", SWA_NO_FLIP))
+        PyModule_AddFunctions(module, swa_hook_methods) || PyModule_AddIntConstant(module, "NO_FLIP", SWA_NO_FLIP))
         return -1;
     return stop_worker_at_exit(module);
 }
@@ -148,10 +147,7 @@ static int clear(PyObject *module)
     return 0;
 }
 
-static void free_module(void *module)
-{
-    clear(module);
-}
+static void free_module(void *module) { clear(module); }
 
 static PyModuleDef_Slot slots[] = {
     {Py_mod_exec, execute},
@@ -178,7 +174,4 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__core(void);
 
-PyMODINIT_FUNC PyInit__core(void)
-{
-    return PyModuleDef_Init(&definition);
-}
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&definition); }

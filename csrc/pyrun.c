@@ -57,14 +57,9 @@ static bool wait_for(swa_call_t *call, PyObject *progress)
 static int raise_status(const swa_call_t *call)
 {
     switch (call->status) {
-    case SWA_OK:
-        return 0;
-    case SWA_ERROR_MEMORY:
-        PyErr_NoMemory();
-        break;
-    case SWA_ERROR_VALUE:
-        PyErr_SetString(PyExc_ValueError, call->message);
-        break;
+    case SWA_OK: return 0;
+    case SWA_ERROR_MEMORY: PyErr_NoMemory(); break;
+    case SWA_ERROR_VALUE: PyErr_SetString(PyExc_ValueError, call->message); break;
     case SWA_ERROR_CANCELLED:
         PyErr_SetString(PyExc_RuntimeError, "the call was cancelled: the interpreter is shutting down");
         break;

@@ -31,7 +31,10 @@ static inline vf vf_load_bf16(const uint16_t *p)
 }
 
 #ifdef __AVX512BF16__
-static inline void vf_store_bf16(uint16_t *p, vf x) { _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x)); }
+static inline void vf_store_bf16(uint16_t *p, vf x)
+{
+    _mm256_storeu_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
+}
 #else
 static inline void vf_store_bf16(uint16_t *p, vf x)
 {

@@ -14,7 +14,7 @@ typedef enum {
     SWA_ERROR_VALUE,     /* bad argument; the message buffer says which */
 } swa_status_t;
 
-typedef enum { SWA_FLOAT32, SWA_BFLOAT16 } swa_dtype_t;              /* compute type of a model */
+typedef enum { SWA_FLOAT32, SWA_BFLOAT16 } swa_dtype_t;                        /* compute type of a model */
 typedef enum { SWA_SOURCE_F32, SWA_SOURCE_F16, SWA_SOURCE_BF16 } swa_source_t; /* type of loaded bytes */
 
 enum { SWA_MESSAGE_BYTES = 256, SWA_NO_FLIP = -1 };
@@ -50,15 +50,15 @@ typedef struct {
 
 /* dispatch.c: tiers in ascending order of preference. */
 enum { SWA_MAX_TIERS = 8 };
-int swa_tiers_built(const char *names[SWA_MAX_TIERS]);     /* compiled in; returns their number */
-bool swa_tier_supported(const char *name);                 /* built, and this CPU and OS run it */
-const swa_kernels_t *swa_kernels_find(const char *name);   /* NULL if not supported; name NULL: the best */
+int swa_tiers_built(const char *names[SWA_MAX_TIERS]);   /* compiled in; returns their number */
+bool swa_tier_supported(const char *name);               /* built, and this CPU and OS run it */
+const swa_kernels_t *swa_kernels_find(const char *name); /* NULL if not supported; name NULL: the best */
 const char *swa_kernels_name(const swa_kernels_t *kernels);
 
 /* weights.c. `message` buffers have SWA_MESSAGE_BYTES and are written on SWA_ERROR_VALUE. */
 /* `planned`: no memory for weights, which can then not be loaded: it tells sizes only. */
-swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, const swa_kernels_t *kernels,
-                              bool planned, swa_model_t **out, char *message);
+swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, const swa_kernels_t *kernels, bool planned,
+                              swa_model_t **out, char *message);
 void swa_model_free(swa_model_t *model); /* NULL is fine */
 swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t layer, int64_t row_start,
                                  swa_source_t source, const void *data, size_t n_bytes, char *message);
@@ -68,21 +68,21 @@ const swa_config_t *swa_model_config(const swa_model_t *model);
 
 /* All ids must be in [0, vocab_size); the caller checks. Outputs are caller-allocated. */
 /* nll.c: answer tokens are ids[prompt_len ..]; nll [n_tokens - prompt_len] in nats, greedy likewise 0 or 1. */
-swa_status_t swa_nll(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
-                     int64_t prompt_len, const swa_policy_t *policy, double *nll, uint8_t *greedy);
+swa_status_t swa_nll(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens, int64_t prompt_len,
+                     const swa_policy_t *policy, double *nll, uint8_t *greedy);
 /* logits [n_tokens - first_row][vocab_size] */
 swa_status_t swa_logits(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
                         const swa_policy_t *policy, int64_t first_row, float *logits);
 /* sweep.c: run l is the base policy with window[l] replaced by flip_window[l]; SWA_NO_FLIP: no run (rows NaN, 0).
  * A flip to full (0) keeps full_from[l] and sinks[l], which then change nothing. */
 swa_status_t swa_sweep(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
-                       int64_t prompt_len, const swa_policy_t *policy, const int64_t *flip_window,
-                       double *base_nll, uint8_t *base_greedy, double *run_nll, uint8_t *run_greedy);
+                       int64_t prompt_len, const swa_policy_t *policy, const int64_t *flip_window, double *base_nll,
+                       uint8_t *base_greedy, double *run_nll, uint8_t *run_greedy);
 
 /* decode.c: prefill of all ids, then one token a step. decode_window[l] 0: that layer keeps every key. */
 swa_status_t swa_session_start(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
-                               const swa_policy_t *policy, const int64_t *decode_window,
-                               const int64_t *decode_sinks, int64_t capacity, swa_session_t **out);
+                               const swa_policy_t *policy, const int64_t *decode_window, const int64_t *decode_sinks,
+                               int64_t capacity, swa_session_t **out);
 swa_status_t swa_session_step(swa_session_t *session, swa_run_t *run, int32_t token);
 const float *swa_session_logits(const swa_session_t *session); /* [vocab_size], of the last token fed */
 int64_t swa_session_tokens(const swa_session_t *session);
@@ -95,12 +95,12 @@ typedef enum { SWA_WORK_NLL, SWA_WORK_SWEEP, SWA_WORK_LOGITS, SWA_WORK_DECODE } 
 size_t swa_workspace_bytes(const swa_model_t *model, swa_work_t work, int64_t n_tokens, int64_t n_prefix,
                            int n_threads);
 
-/* Test hooks (hooks.c): one kernel or driver at a time, float32 in and out, for the oracles in tests/ and for benchmarks.
- * `seconds`: the driver's own, with packing keys and values, without packing weights. */
+/* Test hooks (hooks.c): one kernel or driver at a time, float32 in and out, for the oracles in tests/ and for
+ * benchmarks. `seconds`: the driver's own, with packing keys and values, without packing weights. */
 swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *q,
-                                const float *k, const float *v, int64_t n_tokens, int64_t n_heads,
-                                int64_t n_kv_heads, int64_t head_dim, int64_t window, int64_t sinks,
-                                int64_t full_from, float *out, double *seconds);
+                                const float *k, const float *v, int64_t n_tokens, int64_t n_heads, int64_t n_kv_heads,
+                                int64_t head_dim, int64_t window, int64_t sinks, int64_t full_from, float *out,
+                                double *seconds);
 swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, int n_threads, const float *x,
                              const float *w, int64_t m, int64_t n, int64_t k, float *out, double *seconds);
 void swa_hook_rms_norm(const swa_kernels_t *kernels, const float *x, const float *weight, int64_t m, int64_t n,

@@ -13,11 +13,11 @@ typedef struct {
     const swa_policy_t *policy;
     const int64_t *flip_window; /* NULL: no forks */
     const int32_t *ids;
-    int64_t n_rows;         /* the last token's row predicts nothing */
-    int64_t prompt_len;     /* rows prompt_len - 1 .. n_rows - 1 are scored */
-    int64_t n_prefix;       /* rows that all runs share, whole tiles */
-    float *base, *fork;     /* residual rows [n_prefix, n_rows) */
-    swa_kv_t prefix_kv;     /* keys and values of the prefix ... */
+    int64_t n_rows;          /* the last token's row predicts nothing */
+    int64_t prompt_len;      /* rows prompt_len - 1 .. n_rows - 1 are scored */
+    int64_t n_prefix;        /* rows that all runs share, whole tiles */
+    float *base, *fork;      /* residual rows [n_prefix, n_rows) */
+    swa_kv_t prefix_kv;      /* keys and values of the prefix ... */
     unsigned char *kv_store; /* ... of every layer */
 } sweep_t;
 
@@ -124,8 +124,7 @@ static swa_status_t run_fork(sweep_t *sweep, int64_t layer, double *nll, uint8_t
     return score(sweep, sweep->fork, nll, greedy);
 }
 
-static swa_status_t walk(sweep_t *sweep, double *base_nll, uint8_t *base_greedy, double *run_nll,
-                         uint8_t *run_greedy)
+static swa_status_t walk(sweep_t *sweep, double *base_nll, uint8_t *base_greedy, double *run_nll, uint8_t *run_greedy)
 {
     const int64_t n_answer = sweep->n_rows + 1 - sweep->prompt_len;
     swa_embed_rows(&sweep->ws, sweep->ids + sweep->n_prefix, sweep->n_rows - sweep->n_prefix, sweep->base);
@@ -167,8 +166,7 @@ static uint64_t walk_cost(const sweep_t *sweep)
     for (int64_t l = n_layers - 1; l >= 0; l--) {
         if (flips(sweep, l))
             total += finish_layer_cost(sweep, l, flipped_mask(sweep, l)) + above + head;
-        uint64_t own = project_layer_cost(sweep, l) +
-                       finish_layer_cost(sweep, l, swa_layer_mask(sweep->policy, l));
+        uint64_t own = project_layer_cost(sweep, l) + finish_layer_cost(sweep, l, swa_layer_mask(sweep->policy, l));
         total += own;
         above += own;
         if (sweep->n_prefix) {
@@ -198,8 +196,8 @@ static swa_status_t run_sweep(const swa_model_t *model, swa_run_t *run, const in
                               int64_t prompt_len, const swa_policy_t *policy, const int64_t *flip_window,
                               double *base_nll, uint8_t *base_greedy, double *run_nll, uint8_t *run_greedy)
 {
-    sweep_t sweep = {.policy = policy, .flip_window = flip_window, .ids = ids, .n_rows = n_tokens - 1,
-                     .prompt_len = prompt_len};
+    sweep_t sweep = {
+        .policy = policy, .flip_window = flip_window, .ids = ids, .n_rows = n_tokens - 1, .prompt_len = prompt_len};
     swa_status_t status = swa_workspace_open(&sweep.ws, model, run, sweep.n_rows);
     if (status != SWA_OK)
         return status;
@@ -225,15 +223,15 @@ static swa_status_t run_sweep(const swa_model_t *model, swa_run_t *run, const in
     return status;
 }
 
-swa_status_t swa_nll(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
-                     int64_t prompt_len, const swa_policy_t *policy, double *nll, uint8_t *greedy)
+swa_status_t swa_nll(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens, int64_t prompt_len,
+                     const swa_policy_t *policy, double *nll, uint8_t *greedy)
 {
     return run_sweep(model, run, ids, n_tokens, prompt_len, policy, NULL, nll, greedy, NULL, NULL);
 }
 
 swa_status_t swa_sweep(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
-                       int64_t prompt_len, const swa_policy_t *policy, const int64_t *flip_window,
-                       double *base_nll, uint8_t *base_greedy, double *run_nll, uint8_t *run_greedy)
+                       int64_t prompt_len, const swa_policy_t *policy, const int64_t *flip_window, double *base_nll,
+                       uint8_t *base_greedy, double *run_nll, uint8_t *run_greedy)
 {
     const int64_t n_answer = n_tokens - prompt_len;
     for (int64_t i = 0; i < model->config.n_layers * n_answer; i++) {
@@ -277,8 +275,7 @@ swa_status_t swa_logits(const swa_model_t *model, swa_run_t *run, const int32_t 
     return status;
 }
 
-size_t swa_workspace_bytes(const swa_model_t *model, swa_work_t work, int64_t n_tokens, int64_t n_prefix,
-                           int n_threads)
+size_t swa_workspace_bytes(const swa_model_t *model, swa_work_t work, int64_t n_tokens, int64_t n_prefix, int n_threads)
 {
     const size_t n_layers = (size_t)model->config.n_layers;
     size_t bytes = swa_pass_bytes(model, n_tokens, n_threads) + rows_bytes(model, n_tokens);

@@ -19,10 +19,7 @@ void *swa_allocate(size_t count, size_t size)
     return memory;
 }
 
-void swa_release(void *memory)
-{
-    free(memory);
-}
+void swa_release(void *memory) { free(memory); }
 
 /* ---- construction ------------------------------------------------------------------------------------------ */
 
@@ -95,8 +92,8 @@ static const char *config_problem(const swa_config_t *c)
     return NULL;
 }
 
-swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, const swa_kernels_t *kernels,
-                              bool planned, swa_model_t **out, char *message)
+swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, const swa_kernels_t *kernels, bool planned,
+                              swa_model_t **out, char *message)
 {
     *out = NULL;
     const char *problem = config_problem(config);
@@ -172,10 +169,7 @@ static void layer_slots(swa_layer_t *layer, slot_t slots[LAYER_SLOTS])
     memcpy(slots, all, sizeof all);
 }
 
-static bool slot_exists(const slot_t *slot)
-{
-    return slot->matrix ? slot->matrix->data != NULL : slot->vector->n > 0;
-}
+static bool slot_exists(const slot_t *slot) { return slot->matrix ? slot->matrix->data != NULL : slot->vector->n > 0; }
 
 static bool slot_complete(const slot_t *slot)
 {
@@ -187,15 +181,9 @@ static inline float read_source(swa_source_t source, const unsigned char *data, 
     uint16_t half;
     float value;
     switch (source) {
-    case SWA_SOURCE_F32:
-        memcpy(&value, data + index * 4, sizeof value);
-        return value;
-    case SWA_SOURCE_F16:
-        memcpy(&half, data + index * 2, sizeof half);
-        return swa_float_from_f16(half);
-    default:
-        memcpy(&half, data + index * 2, sizeof half);
-        return swa_float_from_bf16(half);
+    case SWA_SOURCE_F32: memcpy(&value, data + index * 4, sizeof value); return value;
+    case SWA_SOURCE_F16: memcpy(&half, data + index * 2, sizeof half); return swa_float_from_f16(half);
+    default: memcpy(&half, data + index * 2, sizeof half); return swa_float_from_bf16(half);
     }
 }
 
@@ -219,9 +207,9 @@ static inline int64_t packed_index(int64_t panel, bool pairs, int64_t k_padded, 
 enum { PACK_BLOCK = 32 }; /* inputs: 64 bytes of bf16 */
 
 /* n inputs of one output; `out` stands at the first. Inlined with a constant source. */
-static inline __attribute__((always_inline)) void pack_line(swa_source_t source, const unsigned char *data, int64_t first,
-                                                            uint32_t n, bool pairs, uint32_t panel, size_t element_size,
-                                                            unsigned char *out)
+static inline __attribute__((always_inline)) void pack_line(swa_source_t source, const unsigned char *data,
+                                                            int64_t first, uint32_t n, bool pairs, uint32_t panel,
+                                                            size_t element_size, unsigned char *out)
 {
     if (element_size == 4)
         for (uint32_t p = 0; p < n; p++)
@@ -253,8 +241,7 @@ void swa_pack_rows(const swa_kernels_t *kernels, bool pairs, swa_matrix_t *matri
                 case SWA_SOURCE_F16:
                     pack_line(SWA_SOURCE_F16, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
                     break;
-                default:
-                    pack_line(SWA_SOURCE_BF16, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
+                default: pack_line(SWA_SOURCE_BF16, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
                 }
             }
         first += rows;
@@ -347,15 +334,9 @@ void swa_model_free(swa_model_t *model)
     swa_release(model);
 }
 
-size_t swa_model_bytes(const swa_model_t *model)
-{
-    return model->bytes;
-}
+size_t swa_model_bytes(const swa_model_t *model) { return model->bytes; }
 
-const swa_config_t *swa_model_config(const swa_model_t *model)
-{
-    return &model->config;
-}
+const swa_config_t *swa_model_config(const swa_model_t *model) { return &model->config; }
 
 /* ---- reading ----------------------------------------------------------------------------------------------- */
 
@@ -402,10 +383,7 @@ int64_t swa_column_block(const swa_model_t *model, int64_t unit)
     return block * swa_max(1, 512 / block);
 }
 
-const swa_linear_t *swa_head(const swa_model_t *model)
-{
-    return model->config.tied ? &model->embedding : &model->head;
-}
+const swa_linear_t *swa_head(const swa_model_t *model) { return model->config.tied ? &model->embedding : &model->head; }
 
 void swa_embed(const swa_model_t *model, int32_t token, float *x)
 {

@@ -1,5 +1,5 @@
-/* Why a thread of its own: signals stay with Python's threads, and libgomp, whose thread pool does not survive a fork on
- * the thread that forks, keeps its pool here; after a fork the child starts a new worker, with a new pool. */
+/* Why a thread of its own: signals stay with Python's threads, and libgomp, whose thread pool does not survive a fork
+ * on the thread that forks, keeps its pool here; after a fork the child starts a new worker, with a new pool. */
 #ifndef __APPLE__
 #define _POSIX_C_SOURCE 200809L /* pthread_condattr_setclock */
 #endif
@@ -42,15 +42,9 @@ static void *run_jobs(void *unused)
     return NULL;
 }
 
-static void before_fork(void)
-{
-    pthread_mutex_lock(&worker.lock);
-}
+static void before_fork(void) { pthread_mutex_lock(&worker.lock); }
 
-static void after_fork_in_parent(void)
-{
-    pthread_mutex_unlock(&worker.lock);
-}
+static void after_fork_in_parent(void) { pthread_mutex_unlock(&worker.lock); }
 
 static void initialise_conditions(void)
 {
