@@ -8,6 +8,8 @@
 #define SWA_X86 1
 #endif
 
+#define MAYBE_UNUSED __attribute__((unused)) /* where the compiler lacks the tier */
+
 /* ---- what the machine has ------------------------------------------------------------------------------------ */
 
 #ifdef SWA_X86
@@ -37,20 +39,20 @@ static cpu_t detect(void)
 
 static bool has(unsigned found, unsigned wanted) { return (found & wanted) == wanted; }
 
-static bool runs_avx2(void)
+MAYBE_UNUSED static bool runs_avx2(void)
 {
     cpu_t cpu = detect();
     return has(cpu.xcr0, XCR0_YMM) && has(cpu.leaf1_ecx, bit_AVX | bit_FMA | bit_F16C) && has(cpu.leaf7_ebx, bit_AVX2);
 }
 
-static bool runs_avx512(void)
+MAYBE_UNUSED static bool runs_avx512(void)
 {
     cpu_t cpu = detect();
     return runs_avx2() && has(cpu.xcr0, XCR0_ZMM) &&
            has(cpu.leaf7_ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
 }
 
-static bool runs_avx512_bf16(void)
+MAYBE_UNUSED static bool runs_avx512_bf16(void)
 {
     const unsigned avx512_bf16 = 1u << 5; /* cpuid.h of older compilers has no name for it */
     return runs_avx512() && has(detect().leaf7_1_eax, avx512_bf16);
