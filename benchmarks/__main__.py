@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,27 +44,23 @@ def main() -> None:
     setting = Setting(described["tier"], tuple(described["tiers"]), options.threads, options.quick)
     rows: list[Row] = []
     begun, others = time.monotonic(), machine.Others()
-    try:
-        for subset in subsets:
+    for subset in subsets:
+        try:
             with Workers(options.threads) as workers:  # anew: models of other subsets are freed
                 measured = _measure(SUBSETS[subset](setting), workers, options)
-            rows += (Row(**(vars(row) | {"subset": subset})) for row in measured)
-            console.print(render.terminal(subset, measured))
-    except (Disagreement, SideError) as error:
-        sys.exit(f"{subset}: {error}")
-    finally:  # what was measured before a failure counts
+        except (Disagreement, SideError) as error:
+            sys.exit(f"{subset}: {error}")
+        rows += (replace(row, subset=subset) for row in measured)
+        console.print(render.terminal(subset, measured))
         disturbed = others.share()
-        if options.json:
-            document = {
-                "machine": described,
-                "others": disturbed,
-                "rows": [asdict(row) for row in rows],
-            }
+        if options.json:  # after each subset: what is measured is not lost with what follows
+            document = {"machine": described, "others": disturbed}
+            document |= {"rows": [asdict(row) for row in rows]}
             options.json.write_text(json.dumps(document, indent=2) + "\n")
     minutes = (time.monotonic() - begun) / 60
     repeats = f"{min(row.repeats for row in rows)} to {max(row.repeats for row in rows)}"
     quick = " (`--quick`: small sizes)" if options.quick else ""
-    run = f"Medians of {repeats} runs, taken in turns, in {minutes:.0f} minutes{quick}."
+    run = f"Medians of {repeats} rounds, taken in turns, in {minutes:.0f} minutes{quick}."
     if disturbed is not None:
         run += f" Other processes took {disturbed:.0%} of the CPUs meanwhile."
     console.print(run)

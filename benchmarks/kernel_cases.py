@@ -39,7 +39,7 @@ def peaks(setting: Setting) -> Iterator[Case]:
         for tier in setting.tiers
         for kind in ("f32", "bf16")
     }
-    loops["read"] = Call(OURS, "peak", {"kind": "read", "n_bytes": read_bytes})
+    loops["read"] = setting.peak("read", n_bytes=read_bytes)
 
     def rows(median: dict[str, float]) -> list[Row]:
         return [

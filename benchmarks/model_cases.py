@@ -132,7 +132,7 @@ def decode(setting: Setting) -> Iterator[Case]:
         calls = {
             "ours": Call(OURS, "decode", {"path": path, "ids": list(range(16))}),
             "peer": Call(TRANSFORMERS, "generate", {"path": path, "ids": list(range(16))}),
-            "read": Call(OURS, "peak", {"kind": "read", "n_bytes": n_bytes}),
+            "read": setting.peak("read", n_bytes=n_bytes),
         }
         weights: dict[str, float] = {}
 
@@ -208,7 +208,7 @@ def threads(setting: Setting) -> Iterator[Case]:
         for count in (1, *counts):
             side = Side(OURS.module, (("OMP_NUM_THREADS", str(count)),))
             calls[f"{work} {count}"] = Call(side, work, given)
-            calls[f"peak {count}"] = Call(side, "peak", {"kind": setting.peak_kind})
+            calls[f"peak {count}"] = setting.peak(side=side)
 
         def rows(median: dict[str, float], work: str = work) -> list[Row]:
             made = []

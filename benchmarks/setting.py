@@ -30,8 +30,15 @@ class Setting:
     def has_amx(self) -> bool:
         return "amx" in self.tier
 
-    def peak(self, kind: str | None = None, tier: str | None = None) -> Call:
-        return Call(OURS, "peak", {"kind": kind or self.peak_kind, "tier": tier})
+    def peak(
+        self,
+        kind: str | None = None,
+        tier: str | None = None,
+        n_bytes: int | None = None,
+        side: Side = OURS,
+    ) -> Call:
+        arguments = {"kind": kind or self.peak_kind, "tier": tier, "n_bytes": n_bytes}
+        return Call(side, "peak", arguments, is_bound=True)
 
     @cached_property
     def model_path(self) -> str:
