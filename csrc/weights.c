@@ -169,6 +169,17 @@ static void layer_slots(swa_layer_t *layer, slot_t slots[LAYER_SLOTS])
     memcpy(slots, all, sizeof all);
 }
 
+/* The tensors of a layer, or with layer -1 of the model; returns their number. */
+static int slots_of(swa_model_t *model, int64_t layer, slot_t slots[LAYER_SLOTS])
+{
+    if (layer < 0) {
+        model_slots(model, slots);
+        return MODEL_SLOTS;
+    }
+    layer_slots(&model->layers[layer], slots);
+    return LAYER_SLOTS;
+}
+
 static bool slot_exists(const slot_t *slot) { return slot->matrix ? slot->matrix->data != NULL : slot->vector->n > 0; }
 
 static bool slot_complete(const slot_t *slot)
@@ -261,15 +272,11 @@ swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t
                                  swa_source_t source, const void *data, size_t n_bytes, char *message)
 {
     slot_t slots[LAYER_SLOTS], *slot = NULL;
-    int n_slots = layer < 0 ? MODEL_SLOTS : LAYER_SLOTS;
     if (model->planned)
         return complain(message, tensor, layer, "the engine is only planned: it has no memory for weights");
     if (layer >= model->config.n_layers)
         return complain(message, tensor, layer, "no such layer");
-    if (layer < 0)
-        model_slots(model, slots);
-    else
-        layer_slots(&model->layers[layer], slots);
+    int n_slots = slots_of(model, layer, slots);
     for (int i = 0; i < n_slots && !slot; i++)
         if (!strcmp(slots[i].name, tensor))
             slot = &slots[i];
@@ -303,11 +310,7 @@ swa_status_t swa_model_finish(swa_model_t *model, char *message)
     if (model->planned)
         return complain(message, "weights", -1, "the engine is only planned: it has no memory for them");
     for (int64_t l = -1; l < model->config.n_layers; l++) {
-        int n_slots = l < 0 ? MODEL_SLOTS : LAYER_SLOTS;
-        if (l < 0)
-            model_slots(model, slots);
-        else
-            layer_slots(&model->layers[l], slots);
+        int n_slots = slots_of(model, l, slots);
         for (int i = 0; i < n_slots; i++)
             if (!slot_complete(&slots[i]))
                 return complain(message, slots[i].name, l, "the tensor is missing or incomplete");
@@ -321,11 +324,7 @@ void swa_model_free(swa_model_t *model)
         return;
     slot_t slots[LAYER_SLOTS];
     for (int64_t l = -1; model->layers && l < model->config.n_layers; l++) {
-        int n_slots = l < 0 ? MODEL_SLOTS : LAYER_SLOTS;
-        if (l < 0)
-            model_slots(model, slots);
-        else
-            layer_slots(&model->layers[l], slots);
+        int n_slots = slots_of(model, l, slots);
         for (int i = 0; i < n_slots; i++)
             swa_release(slots[i].matrix ? (void *)slots[i].matrix->data : (void *)slots[i].vector->data);
     }
