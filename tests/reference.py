@@ -55,6 +55,35 @@ class Rows(NamedTuple):
         return self._replace(window=(*self.window[:layer], window, *self.window[layer + 1 :]))
 
 
+class Choices(NamedTuple):
+    """Several windows a layer, with one weight each; they share the sinks and the exempt rows."""
+
+    window: tuple[tuple[int, ...], ...]
+    sinks: tuple[int, ...]
+    full_from: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Rows, *windows: Sequence[int]) -> Choices:
+        """Choice 0 has the windows of `rows`, each later one those given: one a layer."""
+        return cls(tuple(zip(rows.window, *windows, strict=True)), rows.sinks, rows.full_from)
+
+    @property
+    def per_layer(self) -> list[tuple[tuple[int, ...], int, int]]:
+        """(windows, sinks, full_from) of each layer."""
+        return list(zip(*self, strict=True))
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """int64 [L, C], [L] and [L], as the engine takes them."""
+        window, sinks, full_from = (np.array(x, dtype=np.int64) for x in self)
+        return window, sinks, full_from
+
+    def taken(self, choice: Sequence[int]) -> Rows:
+        """The policy in which layer l has its choice[l]."""
+        window = tuple(w[c] for w, c in zip(self.window, choice, strict=True))
+        return Rows(window, self.sinks, self.full_from)
+
+
 def visible(n_tokens: int, window: int, sinks: int, full_from: int) -> np.ndarray:
     """bool [T, T]: row t sees key j <= t if the row is exempt, or j > t - window, or j < sinks."""
     t, j = np.arange(n_tokens)[:, None], np.arange(n_tokens)[None, :]
