@@ -1,0 +1,7 @@
+"""`python -m swa.cli`."""
+
+import sys
+
+from swa.cli.entry import main
+
+sys.exit(main())

@@ -1,0 +1,127 @@
+"""Between the command line and the library: what options mean, and where output goes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from swa.cli.options import PROMPT_TOKENS
+from swa.errors import InputError
+
+if TYPE_CHECKING:
+    from swa.examples import Example
+    from swa.model import Model
+    from swa.selection import Budget
+
+
+class Interrupted(Exception):
+    """Ctrl-C, with the one line that says how to go on."""
+
+
+def load_model(
+    source: str,
+    dtype: Literal["bfloat16", "float32"],
+    threads: int,
+    revision: str | None,
+    local_files_only: bool,
+    tokenizer: Path | None,
+    max_position_embeddings: int | None,
+) -> Model:
+    import swa
+
+    return swa.load(
+        source,
+        dtype=dtype,
+        num_threads=threads,
+        revision=revision,
+        local_files_only=local_files_only,
+        tokenizer=tokenizer,
+        max_position_embeddings=max_position_embeddings,
+        progress=True,
+    )
+
+
+def policy_fields(
+    window: str | None,
+    sinks: int | None,
+    tail: int | None,
+    decode: str | None,
+    consumer: str | None,
+) -> dict[str, Any]:
+    """The fields of an AttentionPolicy that the options set."""
+    given = {"num_sink_tokens": sinks, "num_tail_tokens": tail, "decode": decode}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if consumer is not None:
+        if changes:
+            raise InputError(
+                "--consumer says what a stock server can run: leave out --sink-tokens,"
+                " --tail-tokens and --decode"
+            )
+        changes = {"num_sink_tokens": 0, "num_tail_tokens": 0, "decode": "window"}
+        changes["consumer"] = consumer
+    if window is not None:
+        windows = integers(window, "--sliding-window")
+        changes["sliding_window"] = windows[0] if len(windows) == 1 else tuple(windows)
+    return changes
+
+
+def words(options: Mapping[str, object]) -> list[str]:
+    """The options that were given, as the words of a command line."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return [word for name, value in given.items() for word in (name, str(value))]
+
+
+def budget_of(layers: int | None, fraction: float | None) -> Budget:
+    from swa.selection import Budget
+
+    if (layers is None) == (fraction is None):
+        raise InputError("give one of --layers K and --fraction F")
+    return Budget(full_attention_layers=layers, fraction=fraction)
+
+
+def load_examples(
+    model: Model,
+    path: Path | None,
+    per_task: int | None,
+    prompt_tokens: int | None,
+    seed: int,
+    split: Literal["calibration", "heldout"],
+) -> list[Example]:
+    from swa import examples
+
+    if path is not None:
+        if per_task is not None or prompt_tokens is not None:
+            raise InputError(
+                "--examples-per-task and --prompt-tokens shape the built-in mix: leave them out"
+            )
+        return examples.from_jsonl(path, model.tokenizer if model.has_tokenizer else None)
+    mix = examples.synthetic(
+        model.tokenizer,
+        examples_per_task=per_task or 1,
+        prompt_tokens=prompt_tokens or PROMPT_TOKENS,
+        seed=seed,
+        split=split,
+    )
+    tasks = ", ".join(dict.fromkeys(example.task for example in mix))
+    note(f"no --examples: using the built-in retrieval tasks ({tasks}; {split}, seed {seed})")
+    return mix
+
+
+def integers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise InputError(f"{option} takes integers separated by commas, not {text!r}") from None
+
+
+def print_json(value: dict[str, Any]) -> None:
+    from swa import jsonio
+
+    print(jsonio.dumps_document(value), end="")
+
+
+def note(message: str) -> None:
+    """One line on stderr, whatever a message taken from elsewhere holds."""
+    print("swa:", " ".join(message.split()), file=sys.stderr, flush=True)

@@ -1,0 +1,71 @@
+"""`swa report`: a page about scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from swa.cli.helpers import budget_of, note
+from swa.cli.options import (
+    FractionOfLayers,
+    Layers,
+    PolicyFile,
+)
+from swa.errors import InputError, ScoresError
+
+if TYPE_CHECKING:
+    from swa.evaluation import Evaluation
+    from swa.policy import AttentionPolicy
+    from swa.selection import Selection
+
+
+def report(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="What `swa score` wrote.")],
+    policy: PolicyFile = None,
+    layers: Layers = None,
+    fraction: FractionOfLayers = None,
+    evaluation: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Output of `swa eval --json`; may be repeated."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+    out: Annotated[Path, typer.Option(help="HTML file; an older one is replaced.")] = Path(
+        "report.html"
+    ),
+) -> None:
+    """Write one self-contained HTML page about scores.
+
+    It has the deltas by layer and by example, the chosen layers, the NLL of what was evaluated, and
+    the command that repeats it.
+    """
+    from swa.layer_scores import LayerScores
+    from swa.policy import AttentionPolicy
+    from swa.reporting import report as write_report
+    from swa.selection import select as choose
+
+    loaded = LayerScores.load(scores)
+    selection: Selection | AttentionPolicy | None = None
+    if policy:
+        if layers is not None or fraction is not None:
+            raise InputError("--policy has its layers already: leave out --layers and --fraction")
+        selection = AttentionPolicy.load(policy)
+    elif layers is not None or fraction is not None:
+        selection = choose(loaded, budget_of(layers, fraction))
+    evaluations = dict(_named_evaluation(item) for item in evaluation or ())
+    write_report(loaded, selection, out, evaluations=evaluations, title=title)
+    note(f"wrote {out}")
+
+
+def _named_evaluation(item: str) -> tuple[str, Evaluation]:
+    from swa import jsonio
+    from swa.evaluation import Evaluation
+
+    name, separator, path = item.partition("=")
+    if not (name and separator and path):
+        raise InputError(f"--evaluation takes NAME=FILE, not {item!r}")
+    try:
+        return name, Evaluation.from_dict(jsonio.loads(Path(path).read_bytes()))
+    except ValueError as error:
+        raise ScoresError(f"{path}: {error}") from error

@@ -1,0 +1,213 @@
+"""`swa estimate` and `swa score`: what full attention is worth in each layer."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from swa.cli.helpers import (
+    Interrupted,
+    integers,
+    load_examples,
+    load_model,
+    note,
+    policy_fields,
+    print_json,
+    words,
+)
+from swa.cli.options import (
+    BaseLayers,
+    Consumer,
+    Decode,
+    DirectionOption,
+    Dtype,
+    ExamplesFile,
+    Json,
+    LocalOnly,
+    MaxPositions,
+    ModelArgument,
+    PerTask,
+    PromptTokens,
+    Revision,
+    Seed,
+    SinkTokens,
+    TailTokens,
+    Threads,
+    TokenizerPath,
+    Window,
+)
+from swa.errors import InputError
+
+if TYPE_CHECKING:
+    from swa.examples import Example
+    from swa.model import Model
+    from swa.policy import AttentionPolicy
+
+
+def estimate(
+    model: ModelArgument,
+    sliding_window: Window,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt length.")],
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Answer length.")] = 16,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="How many.")] = 1,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    direction: DirectionOption = "restore",
+    base: BaseLayers = None,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """Say what `swa score` would take on this machine: work, time and memory.
+
+    The weights are not loaded, but a model on the hub is downloaded.
+    """
+    from swa.estimate import estimate as measure
+    from swa.model import plan
+    from swa.policy import AttentionPolicy
+
+    policy = AttentionPolicy(
+        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    )
+    planned = plan(
+        model,
+        revision=revision,
+        local_files_only=local_files_only,
+        dtype=dtype,
+        num_threads=threads,
+        max_position_embeddings=max_position_embeddings,
+    )
+    found = measure(
+        planned,
+        policy,
+        prompt_tokens=prompt_tokens,
+        answer_tokens=answer_tokens,
+        n_examples=examples,
+        direction=direction,
+        base=None if base is None else integers(base, "--base"),
+    )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+
+
+def score(
+    model: ModelArgument,
+    sliding_window: Window,
+    examples: ExamplesFile = None,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    direction: DirectionOption = "restore",
+    base: BaseLayers = None,
+    out: Annotated[Path, typer.Option(help="Scores file.")] = Path("scores.json"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an older one.")] = False,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="Finished examples, for --resume.  [default: OUT.journal, removed at the end]"
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal.")] = False,
+    examples_per_task: PerTask = None,
+    prompt_tokens: PromptTokens = None,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what full attention is worth in each layer."""
+    from swa.policy import AttentionPolicy
+    from swa.reporting import score_command
+    from swa.score import score_layers
+
+    policy = AttentionPolicy(
+        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    )
+    base_layers = None if base is None else integers(base, "--base")
+    if out.exists() and not force:
+        raise InputError(f"{out} exists: --force replaces it, --out names another file")
+    kept = journal or out.with_name(out.name + ".journal")
+    if kept.exists() and not resume:
+        raise InputError(
+            f"{kept} is there from another run: --resume goes on; delete it to start anew"
+        )
+    for path in (out, kept):
+        if not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: its directory does not exist")
+    loaded = load_model(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration")
+    _announce(loaded, used, policy, direction, base_layers)
+    try:
+        scores = score_layers(
+            loaded,
+            used,
+            policy,
+            direction=direction,
+            base=base_layers,
+            progress=True,
+            journal=kept,
+            seed=seed,
+        )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; finished examples are in {kept}: repeat the command with --resume"
+        ) from None
+    options = {
+        "--examples": examples,
+        "--examples-per-task": examples_per_task,
+        "--prompt-tokens": prompt_tokens,
+        "--revision": revision,
+        "--tokenizer": tokenizer,
+        "--max-position-embeddings": max_position_embeddings,
+    }
+    scores = replace(scores, command=score_command(scores, model, words(options)))
+    scores.save(out)
+    if journal is None:
+        kept.unlink()
+    if as_json:
+        print_json(scores.to_dict())
+    else:
+        print(scores)
+    note(f"wrote {out}; next: swa select {shlex.quote(str(out))} --fraction 0.25")
+
+
+def _announce(
+    model: Model,
+    examples: Sequence[Example],
+    policy: AttentionPolicy,
+    direction: Literal["restore", "ablate"],
+    base: Sequence[int] | None,
+) -> None:
+    """Say what a sweep will take, before it starts."""
+    from swa.layer_scores import scored_layers
+
+    selectable = model.selectable_layers
+    full = base if base is not None else selectable if direction == "ablate" else ()
+    flips = len(scored_layers(direction, full, selectable))
+    # The runs share all below the layer they flip: half a pass each, and base, all full, none full.
+    passes = len(examples) * (flips / 2 + 3)
+    longest = max(example.prompt_len + example.answer_len for example in examples)
+    memory = model.memory_required(longest, "sweep", policy) / 2**20
+    note(
+        f"{len(examples)} examples of up to {longest} tokens, {flips} layers: the work of about"
+        f" {passes:.0f} forward passes, {memory:,.0f} MiB of memory"
+    )
