@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from swa.reporting import report
     from swa.score import score_layers
     from swa.selection import Budget, Selection, select
+    from swa.statistics import paired_bootstrap
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate",
     "examples",
     "load",
+    "paired_bootstrap",
     "report",
     "score_layers",
     "select",
@@ -57,6 +59,7 @@ _HOME = {
     "Selection": "selection",
     "evaluate": "evaluation",
     "load": "model",
+    "paired_bootstrap": "statistics",
     "report": "reporting",
     "score_layers": "score",
     "select": "selection",

@@ -9,26 +9,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from swa import jsonio
 from swa.errors import InputError, PolicyError, ScoresError
 from swa.files import write_text
 from swa.policy import AttentionPolicy, format_layers
+from swa.resampling import MAX_BOOTSTRAP, intervals, resampled_means, standard_errors, strata_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SCHEMA = "swa.scores/1"
 CONFIDENCE = 0.95
-MAX_BOOTSTRAP = 1_000_000  # so that a hostile file cannot ask for all memory
 SHOWN_LAYERS = 10  # rows of a repr
 
 Direction = Literal["restore", "ablate"]
 LayerValues = tuple["float | None", ...]  # [L], None where a layer has no value
 Interval = tuple[float, float]
+T = TypeVar("T")
 
 
 def scored_layers(
@@ -149,40 +151,43 @@ class LayerScores:
 
     @cached_property
     def standard_error(self) -> LayerValues:
-        """[L]: of `delta`, over the examples; None throughout where there is only one."""
-        return self._per_layer(_standard_error)
+        """[L]: of `delta`, over the examples of each task; None where there is only one example."""
+        if len(self.tasks) == 1:
+            return self._per_layer(lambda column: None)
+        errors = standard_errors(self._table, strata_of(self.tasks)).tolist()
+        return self._by_layer(errors)
 
     @cached_property
     def interval(self) -> tuple[Interval | None, ...]:
-        """[L]: (low, high), the bootstrap's 95% percentile interval of `delta` over the examples.
+        """[L]: (low, high), the 95% bootstrap interval of `delta` (see `swa.resampling`).
 
-        None throughout where there is only one example. With few it is too narrow: resampling knows
-        no example but those it has.
+        The examples of each task are resampled among themselves. None throughout where there is
+        only one example; with fewer than five, not to be trusted: resampling knows no example but
+        those it has.
         """
-        n, intervals = len(self.tasks), dict[int, Interval]()
-        if n > 1:
-            # Raw bits, since NumPy keeps that stream for all time; sums in a fixed order, since the
-            # last bits of a matrix product depend on the machine.
-            raw = np.random.PCG64(self.seed).random_raw(n * self.n_bootstrap)
-            picks = ((raw >> np.uint64(32)) * np.uint64(n) >> np.uint64(32)).astype(np.intp)
-            values = np.array([self._column(layer) for layer in self.scored_layers]).T
-            sums = np.zeros((self.n_bootstrap, len(self.scored_layers)))
-            for pick in picks.reshape(n, self.n_bootstrap):
-                sums += values[pick]
-            tail = 50 * (1 - CONFIDENCE)
-            bounds = np.percentile(sums / n, [tail, 100 - tail], axis=0).T.tolist()
-            intervals = {
-                layer: (low, high)
-                for layer, (low, high) in zip(self.scored_layers, bounds, strict=True)
-            }
-        return tuple(intervals.get(layer) for layer in range(self.num_hidden_layers))
+        if len(self.tasks) == 1:
+            return (None,) * self.num_hidden_layers
+        values, strata = self._table, strata_of(self.tasks)
+        means = resampled_means(values, strata, n_bootstrap=self.n_bootstrap, seed=self.seed)
+        found = intervals(means, values, strata, CONFIDENCE)
+        return self._by_layer([(each.low, each.high) for each in found])
+
+    @cached_property
+    def _table(self) -> npt.NDArray[np.float64]:
+        """float64 [N, scored layers]: the deltas that there are."""
+        columns = [self._column(layer) for layer in self.scored_layers]
+        return np.stack(columns, axis=1, dtype=np.float64)
 
     def _column(self, layer: int) -> list[float]:
         """[N]: one scored layer's deltas."""
         return [value for row in self.delta_per_example if (value := row[layer]) is not None]
 
     def _per_layer(self, statistic: Callable[[list[float]], float | None]) -> LayerValues:
-        scored = {layer: statistic(self._column(layer)) for layer in self.scored_layers}
+        return self._by_layer([statistic(self._column(layer)) for layer in self.scored_layers])
+
+    def _by_layer(self, values: Sequence[T]) -> tuple[T | None, ...]:
+        """[L]: one value for each scored layer, None elsewhere."""
+        scored = dict(zip(self.scored_layers, values, strict=True))
         return tuple(scored.get(layer) for layer in range(self.num_hidden_layers))
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,13 +292,6 @@ def checked_integer(value: object, name: str, minimum: int, maximum: float = mat
 def mean(values: Sequence[float]) -> float:
     """Correctly rounded sum, then one division: the same on every machine."""
     return math.fsum(values) / len(values)
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    n, centre = len(values), mean(values)
-    if n == 1:
-        return None
-    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1) / n)
 
 
 def _require(condition: bool, message: str) -> None:

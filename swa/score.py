@@ -16,7 +16,6 @@ from swa.errors import ExampleError, InputError, PolicyError, ScoresError, SwaWa
 from swa.examples import Example, content_hash
 from swa.journal import Journal
 from swa.layer_scores import (
-    MAX_BOOTSTRAP,
     Direction,
     LayerScores,
     LayerValues,
@@ -27,6 +26,7 @@ from swa.layer_scores import (
     scored_layers,
 )
 from swa.policy import AttentionPolicy, format_layers
+from swa.resampling import MAX_BOOTSTRAP
 
 if TYPE_CHECKING:
     import numpy as np

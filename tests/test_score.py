@@ -23,6 +23,7 @@ from swa.errors import ExampleError, InputError, PolicyError, ScoresError, SwaWa
 from swa.layer_scores import LayerScores
 from swa.policy import AttentionPolicy
 from swa.score import SweepTask, score_layers
+from swa.statistics import paired_bootstrap
 
 POLICY = AttentionPolicy(sliding_window=8, num_sink_tokens=2)
 
@@ -101,28 +102,26 @@ def test_a_natural_tie_is_exactly_zero() -> None:
 
 
 def test_means_and_standard_errors() -> None:
+    """Two tasks of three examples each: only what differs within a task is chance."""
     scores = fake_scores(count=6)
     table = np.array(scores.delta_per_example, dtype=float)
     np.testing.assert_allclose(np.array(scores.delta, dtype=float), table.mean(axis=0))
+    within = [table[task::2].var(axis=0, ddof=1) for task in (0, 1)]
     np.testing.assert_allclose(
-        np.array(scores.standard_error, dtype=float), table.std(axis=0, ddof=1) / math.sqrt(6)
+        np.array(scores.standard_error, dtype=float), np.sqrt(np.add(*within) / 3) / 2
     )
 
 
-def test_intervals_agree_with_a_bootstrap_written_apart() -> None:
-    scores = fake_scores(count=8, n_bootstrap=20000)
-    table = np.array(scores.delta_per_example, dtype=float)
-    generator = np.random.RandomState(5)
-    means = [table[generator.randint(0, 8, 8)].mean(axis=0) for _ in range(20000)]
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    width = (high - low).max()
-    found = np.array(scores.interval, dtype=float)
-    np.testing.assert_allclose(found[:, 0], low, atol=0.03 * width)
-    np.testing.assert_allclose(found[:, 1], high, atol=0.03 * width)
+def test_intervals_are_those_of_the_paired_bootstrap() -> None:
+    scores = fake_scores(count=8, n_bootstrap=500, seed=3)
+    for layer, found in enumerate(scores.interval):
+        column = [row[layer] for row in scores.delta_per_example]
+        alone = paired_bootstrap(column, [0.0] * 8, tasks=scores.tasks, n_bootstrap=500, seed=3)
+        assert found == alone.interval
 
 
 def test_intervals_are_seeded() -> None:
-    first, again, other = (fake_scores(seed=seed).interval for seed in (1, 1, 2))
+    first, again, other = (fake_scores(count=9, seed=seed).interval for seed in (1, 1, 2))
     assert first == again != other
 
 

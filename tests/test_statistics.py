@@ -1,0 +1,177 @@
+"""Resampling: coverage of its intervals, pairing, strata; what is refused."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swa.errors import InputError
+from swa.resampling import resampled_means, standard_errors, strata_of, student_tail
+from swa.statistics import paired_bootstrap
+
+# ---- intervals
+
+
+def coverage(draw: Any, truth: float, *, tasks: Any = None, runs: int = 400) -> tuple[float, float]:
+    """How often the 95% interval holds the truth, and how often the plain percentile one does."""
+    hits = np.zeros(2)
+    for seed in range(runs):
+        values = draw(np.random.default_rng(seed))
+        found = paired_bootstrap(
+            values, np.zeros(len(values)), tasks=tasks, n_bootstrap=500, seed=seed
+        )
+        picks = np.random.default_rng(seed).integers(0, len(values), (500, len(values)))
+        plain = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+        hits += [low <= truth <= high for low, high in (found.interval, plain)]
+    return tuple(hits / runs)
+
+
+def test_intervals_of_few_examples_cover_as_often_as_they_say() -> None:
+    """The reason for not taking the textbook's percentiles."""
+    ours, plain = coverage(lambda rng: rng.normal(0.3, 1, 8), 0.3)
+    assert ours > 0.92 > 0.90 > plain
+    ours, plain = coverage(lambda rng: rng.exponential(1, 12), 1.0)
+    assert ours > plain + 0.02
+
+
+def test_intervals_within_tasks_cover_and_are_narrower() -> None:
+    tasks = ("a", "b", "c") * 6
+
+    def draw(rng: Any) -> Any:
+        return rng.normal(np.tile([0.0, 3.0, -3.0], 6), np.tile([0.1, 0.2, 1.0], 6))
+
+    ours, _ = coverage(draw, 0.0, tasks=tasks)
+    assert 0.91 < ours < 0.99
+    values = draw(np.random.default_rng(0))
+    (low, high), (wide_low, wide_high) = (
+        paired_bootstrap(values, np.zeros(18), tasks=given).interval or (0, 0)
+        for given in (tasks, None)
+    )
+    assert high - low < (wide_high - wide_low) / 3
+
+
+@pytest.mark.parametrize(
+    ("freedom", "point"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (7, 2.36462), (30, 2.04227)]
+)
+def test_tails_are_at_the_published_points_of_student(freedom: int, point: float) -> None:
+    """Published: two-sided 5% points of Student's t."""
+    expected = math.erfc(point / math.sqrt(2)) / 2
+    assert student_tail(0.025, freedom) == pytest.approx(expected, rel=2e-4)
+
+
+def test_many_degrees_of_freedom_are_normal() -> None:
+    assert student_tail(0.025, 10**9) == pytest.approx(0.025, rel=0.02)
+
+
+# ---- resampling
+
+
+def test_the_spread_of_resampled_means_is_the_standard_error() -> None:
+    values = np.random.default_rng(1).normal(0, [1, 5], (9, 2))
+    strata = strata_of(("a", "b", "b") * 3)
+    means = resampled_means(values, strata, n_bootstrap=40_000, seed=0)
+    np.testing.assert_allclose(means.std(axis=0), standard_errors(values, strata), rtol=0.02)
+    np.testing.assert_allclose(means.mean(axis=0), values.mean(axis=0), atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "strata"),
+    [
+        (("a", "a", "a"), {(0, 1, 2)}),
+        (("a", "b", "a", "b"), {(0, 2), (1, 3)}),
+        (("a", "b", "c"), {(0, 1, 2)}),
+        (("a", "b", "c", "c"), {(0, 1), (2, 3)}),
+        (("a", "b", "b", "c", "c", "c"), {(0, 1, 2), (3, 4, 5)}),
+        (("a",), {(0,)}),
+    ],
+)
+def test_tasks_of_one_example_are_taken_together(tasks: Any, strata: Any) -> None:
+    assert set(strata_of(tasks)) == strata
+
+
+@given(st.lists(st.sampled_from("abcde"), min_size=2))
+def test_strata_hold_every_example_once_and_never_one_alone(tasks: list[str]) -> None:
+    strata = strata_of(tasks)
+    assert sorted(i for members in strata for i in members) == list(range(len(tasks)))
+    assert all(len(members) > 1 for members in strata)
+
+
+# ---- two strategies
+
+
+def test_pairs_cancel_what_examples_share() -> None:
+    """Two strategies 0.1 apart on examples that differ by far more."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(2, 3, 16)
+    result = paired_bootstrap(shared - 0.1 + rng.normal(0, 0.02, 16), shared)
+    assert result.difference == pytest.approx(-0.1, abs=0.02)
+    assert result.excludes_zero and result.probability == 1
+    low, high = result.interval or (0, 0)
+    assert low < result.difference < high < -0.05
+
+
+def test_sides_and_directions_mirror() -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(0, 1, (2, 12))
+    one, other = paired_bootstrap(a, b), paired_bootstrap(b, a)
+    assert one.difference == -other.difference
+    assert one.probability == pytest.approx(1 - (other.probability or 0))
+    scores = paired_bootstrap(a, b, higher_is_better=True)
+    assert scores.interval == one.interval
+    assert scores.probability == pytest.approx(1 - (one.probability or 0))
+
+
+def test_equal_strategies_are_a_coin_toss() -> None:
+    result = paired_bootstrap([1.0, 2.0, 5.0, 3.0, 4.0], [1.0, 2.0, 5.0, 3.0, 4.0])
+    assert result.interval == (0, 0) and result.probability == 0.5
+    assert not result.excludes_zero
+
+
+def test_few_examples_are_not_trusted() -> None:
+    few = paired_bootstrap([1.0, 1.1, 0.9, 1.0], [2.0] * 4)
+    assert not few.is_trusted and not few.excludes_zero and "too few" in repr(few)
+    tasks = ("x",) * 3 + ("y",) * 4
+    wild = paired_bootstrap([1.0] * 3 + [1.0, 2.0, -5.0, 9.0], [2.0] * 7, tasks=tasks)
+    assert wild.freedom == 3 and not wild.is_trusted
+    enough = paired_bootstrap([1.0, 1.1, 0.9, 1.0, 1.0], [2.0] * 5)
+    assert enough.is_trusted and enough.excludes_zero and "too few" not in repr(enough)
+    one = paired_bootstrap([1.0], [2.0])
+    assert one.interval is one.probability is None and "no interval" in repr(one)
+    assert one.to_dict()["excludes_zero"] is False
+
+
+def test_a_wider_confidence_is_a_wider_interval_and_a_seed_repeats() -> None:
+    a = np.random.default_rng(0).normal(0, 1, 20)
+    b = np.zeros(20)
+    narrow, wide = (paired_bootstrap(a, b, confidence=c).interval or (0, 0) for c in (0.8, 0.99))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    assert paired_bootstrap(a, b, seed=1) == paired_bootstrap(a, b, seed=1)
+    assert paired_bootstrap(a, b, seed=1) != paired_bootstrap(a, b, seed=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"b": [1.0]}, "a has 3 examples, b has 1"),
+        ({"tasks": ["x"]}, "tasks has 1"),
+        ({"a": []}, "a must be one finite number"),
+        ({"a": [[1.0]] * 3}, "a must be one finite number"),
+        ({"a": [1.0, math.nan, 2.0]}, "a must be one finite number"),
+        ({"a": ["x", "y", "z"]}, "a must be one number"),
+        ({"n_bootstrap": 0}, "n_bootstrap must be"),
+        ({"n_bootstrap": 10**9}, "n_bootstrap must be"),
+        ({"seed": -1}, "seed must be"),
+        ({"confidence": 1.0}, "confidence must be"),
+        ({"confidence": 95}, "confidence must be"),
+        ({"confidence": math.nan}, "confidence must be"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"a": [1.0, 2.0, 3.0], "b": [1.0, 1.0, 1.0]} | change
+    with pytest.raises(InputError, match=message):
+        paired_bootstrap(**arguments)
