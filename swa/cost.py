@@ -75,6 +75,34 @@ def sweep_work(
     return Work(products, attention)
 
 
+def gradient_work(
+    config: ModelConfig,
+    policy: AttentionPolicy,
+    alpha: npt.NDArray[np.float64],
+    prompt_len: int,
+    answer_len: int,
+) -> Work:
+    """The loss and its gradient over the gates `alpha` [L]: forward, again by layer, and backward.
+
+    The backward takes as many products as the forward; its attention takes five where the forward
+    takes two, in the branches that have weight. The forward needs those branches alone, the second
+    one all branches.
+    """
+    n_tokens, n_layers = prompt_len + answer_len, config.num_hidden_layers
+    native = config.native_sliding_window
+    selectable = [layer for layer in range(n_layers) if native[layer] is None]
+    sliding, full = (
+        np.array([float(_attended(rows, layer, n_tokens).sum()) for layer in range(n_layers)])
+        for rows in (
+            policy.rows(config, layers, prompt_len, n_tokens) for layers in ((), selectable)
+        )
+    )
+    weighted = sliding[alpha < 1].sum() + full[alpha > 0].sum()
+    keys = 3.5 * weighted + sliding.sum() + full[selectable].sum()
+    products = nll_work(config, policy, (), prompt_len, answer_len).products
+    return Work(3 * products, float(keys * _key_flops(config)))
+
+
 def _attended(rows: Rows, layer: int, n_tokens: int) -> npt.NDArray[np.int64]:
     """int64 [n_tokens]: how many keys each row of a layer attends to."""
     causal = np.arange(1, n_tokens + 1)

@@ -219,10 +219,10 @@ def sweep_tasks(
 
     Warns and raises as `score_layers`.
     """
-    _check_policy(policy, model.config.num_hidden_layers)
+    check_policy(policy, model.config.num_hidden_layers)
     selectable = tuple(sorted(model.selectable_layers))
     full = _base_layers(base, direction, selectable)
-    used, left_out = _with_signal(examples, policy)
+    used, left_out = with_signal(examples, policy)
     return [
         SweepTask(index, example, policy, direction, full, selectable)
         for index, example in enumerate(used)
@@ -296,7 +296,8 @@ class _Bar:
         self.show(0.0)
 
 
-def _check_policy(policy: AttentionPolicy, num_layers: int) -> None:
+def check_policy(policy: AttentionPolicy, num_layers: int) -> None:
+    """Raises PolicyError: `policy` does not fit, or has chosen its layers already."""
     policy.windows(num_layers)  # refuses windows for another number of layers
     if policy.layer_types is not None:
         raise PolicyError(
@@ -325,10 +326,13 @@ def _base_layers(
     return full
 
 
-def _with_signal(
+def with_signal(
     examples: Sequence[Example], policy: AttentionPolicy
 ) -> tuple[list[Example], str | None]:
-    """The examples that can tell layers apart, and a note where some cannot."""
+    """The examples that can tell layers apart, and a note where some cannot.
+
+    Warns two callers up, as `score_layers`. Raises ExampleError: none can.
+    """
     if not examples:
         raise ExampleError("there are no examples to score on")
     used = [e for e in examples if policy.carries_signal(e.prompt_len, e.answer_len)]

@@ -1,0 +1,69 @@
+"""Strategies: ways to choose the layers that keep full attention.
+
+Each is a small frozen dataclass whose fields are its settings, with one method, `propose`. A
+strategy of your own need not be registered: `swa.select(..., strategy=yours)` takes any object with
+that method, or a function of a problem and a size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from swa.errors import InputError
+from swa.strategies.base import Move, Plain, Proposal, Strategy, propose
+from swa.strategies.frank_wolfe import FrankWolfe
+from swa.strategies.greedy import Backward, Forward
+from swa.strategies.patterns import First, Last, Periodic, Random
+from swa.strategies.rankings import FirstOrder, Path, TopK
+
+__all__ = ["STRATEGIES", "Move", "Proposal", "Strategy", "propose", "resolve", "summary"]
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    "topk": TopK,
+    "first_order": FirstOrder,
+    "path": Path,
+    "frank_wolfe": FrankWolfe,
+    "forward": Forward,
+    "backward": Backward,
+    "periodic": Periodic,
+    "first": First,
+    "last": Last,
+    "random": Random,
+}
+
+
+def resolve(strategy: str | Strategy | Plain) -> Strategy | Plain:
+    """A strategy by its name, with settings after a colon if it has any: "random:seed=3".
+
+    Raises:
+        InputError: an unknown name or setting, or something that is no strategy.
+    """
+    if not isinstance(strategy, str):
+        if isinstance(strategy, type) or not (hasattr(strategy, "propose") or callable(strategy)):
+            raise InputError(
+                f"strategy must be a name, an object with propose(problem, size), or a function:"
+                f" {strategy!r}"
+            )
+        return strategy
+    name, _, settings = strategy.partition(":")
+    if name not in STRATEGIES:
+        raise InputError(f"there is no strategy {name!r}: there are {', '.join(STRATEGIES)}")
+    made: Any = STRATEGIES[name]
+    known = {field.name for field in fields(made)}
+    values: dict[str, int] = {}
+    for setting in settings.split(",") if settings else ():
+        key, _, value = setting.partition("=")
+        if key not in known:
+            raise InputError(f"{name} has no setting {key!r}: it has {sorted(known) or 'none'}")
+        try:
+            values[key] = int(value)
+        except ValueError:
+            raise InputError(f"{name}: {key} must be an integer, not {value!r}") from None
+    strategy_: Strategy = made(**values)
+    return strategy_
+
+
+def summary(name: str) -> str:
+    """One line about a strategy."""
+    return (STRATEGIES[name].__doc__ or "").split("\n")[0]

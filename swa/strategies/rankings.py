@@ -1,0 +1,72 @@
+"""Strategies that rank the layers once and keep the best."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from swa.problem import F64, Problem
+from swa.strategies.base import Batches, Move, Proposal, best, check_count, gates
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The paper's (arXiv 2606.27791): the largest exact single-layer deltas."""
+
+    def propose(self, problem: Problem, size: int) -> Proposal:
+        deltas = problem.deltas().mean(axis=0)
+        return _ranked(problem, deltas, size, "largest deltas")
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """The deltas' first-order estimates: one gradient with all layers sliding."""
+
+    def propose(self, problem: Problem, size: int) -> Proposal:
+        _, gradient = problem.gradient(np.zeros(problem.num_layers))
+        return _ranked(problem, -gradient.mean(axis=0), size, "steepest with all sliding")
+
+
+@dataclass(frozen=True)
+class Path:
+    """Mean gradients along the way from all sliding to all full: one ranking for every budget.
+
+    The integral of the gradient over alpha = s (1, ..., 1) adds up to what all layers are worth
+    together, and gives each its share (Aumann and Shapley): layers that help each other, which a
+    gradient at either end can miss, share what they are worth.
+
+    Args:
+        points: of the midpoint rule.
+        batch: examples at each point, in turns; None: all.
+        seed: of the turns.
+    """
+
+    points: int = 5
+    batch: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_count(self.points, "points")
+        check_count(self.batch, "batch")
+
+    def benefit(self, problem: Problem) -> tuple[F64, tuple[Move, ...]]:
+        """float64 [L]: each layer's share of the change from all sliding to all full."""
+        batches, total, moves = Batches(problem.n_examples, self.batch, self.seed), 0.0, []
+        for point in range(self.points):
+            weight = (point + 0.5) / self.points
+            alpha = gates(problem.num_layers, problem.selectable, weight)
+            loss, gradient = problem.gradient(alpha, batches.next())
+            total = total - gradient.mean(axis=0) / self.points
+            moves.append(Move(f"all gates at {weight:.3g}", loss=float(loss.mean())))
+        return np.asarray(total), tuple(moves)
+
+    def propose(self, problem: Problem, size: int) -> Proposal:
+        benefit, moves = self.benefit(problem)
+        ranked = _ranked(problem, benefit, size, "largest shares of the path")
+        return Proposal(ranked.layers, moves + ranked.trace)
+
+
+def _ranked(problem: Problem, benefit: F64, size: int, what: str) -> Proposal:
+    layers = best(benefit, problem.selectable, size)
+    return Proposal(layers, (Move(what, layers, -float(benefit[list(layers)].sum())),))

@@ -1,0 +1,158 @@
+"""The problem that a model and its examples pose: losses, what they cost, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_model import FakeModel, make_examples
+
+from swa import cost
+from swa.errors import InputError, PolicyError, ScoresError
+from swa.policy import AttentionPolicy
+from swa.problem import CalibrationProblem, Cost, ScoresProblem
+from swa.score import score_layers
+from swa.strategies import propose, resolve
+
+POLICY = AttentionPolicy(sliding_window=8, num_sink_tokens=2)
+
+
+def pose(model: Any = None, n: int = 3, **settings: Any) -> CalibrationProblem:
+    return CalibrationProblem(model or FakeModel(), make_examples(n), POLICY, **settings)
+
+
+def flops(model: Any, problem: CalibrationProblem, layers: tuple[int, ...]) -> float:
+    return sum(
+        cost.nll_work(model.config, POLICY, layers, e.prompt_len, e.answer_len).flops
+        for e in problem.examples
+    )
+
+
+def test_losses_are_the_models_own() -> None:
+    model: Any = FakeModel()
+    problem = pose(model)
+    expected = [model.per_token(e, [1, 3]).mean() for e in problem.examples]
+    np.testing.assert_array_equal(problem.loss([3, 1]), expected)
+
+
+def test_a_pass_is_paid_for_once() -> None:
+    model: Any = FakeModel()
+    problem = pose(model)
+    assert problem.cost == Cost()
+    problem.loss(range(5))
+    assert problem.cost.prefills == pytest.approx(1)
+    problem.loss([2])
+    share = flops(model, problem, (2,)) / flops(model, problem, (0, 1, 2, 3, 4))
+    assert problem.cost.prefills == pytest.approx(1 + share)
+    paid = problem.cost
+    problem.loss({2})
+    assert problem.cost == paid and paid.seconds > 0
+
+
+def test_deltas_are_the_sweeps() -> None:
+    model: Any = FakeModel(native=[3])
+    problem = pose(model)
+    assert problem.known_deltas is None
+    scores = score_layers(model, make_examples(3), POLICY)
+    expected = np.array(scores.delta_per_example, float)
+    np.testing.assert_array_equal(problem.deltas(), np.nan_to_num(expected))
+    assert problem.known_deltas is problem.deltas()
+    paid = problem.cost
+    problem.loss([]), problem.loss([4])  # runs of the sweep
+    assert problem.cost == paid
+    assert len(model.sweeps) == 6
+
+
+def test_scores_that_are_there_cost_nothing() -> None:
+    model: Any = FakeModel()
+    scores = score_layers(model, make_examples(5), POLICY)
+    problem = pose(model, scores=scores)
+    assert problem.deltas().shape == (5, 5)
+    assert problem.cost == Cost()
+
+
+def test_progress_is_told_the_cost() -> None:
+    told: list[Cost] = []
+    problem = pose(progress=told.append)
+    problem.loss([1])
+    assert len(told) == 3 and told[-1] == problem.cost
+    assert [c.prefills for c in told] == sorted(c.prefills for c in told)
+
+
+def test_an_interrupted_loss_keeps_what_was_done() -> None:
+    model: Any = FakeModel()
+    problem = pose(model)
+    run, calls = model.nll_example, []
+
+    def interrupted(example: Any, **how: Any) -> Any:
+        calls.append(example)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(example, **how)
+
+    model.nll_example = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        problem.loss([1])
+    problem.loss([1])
+    assert len(calls) == 4  # the first example is not run again
+    assert problem.cost.prefills == pytest.approx(
+        flops(model, problem, (1,)) / flops(model, problem, (0, 1, 2, 3, 4))
+    )
+
+
+def test_examples_without_signal_are_left_out() -> None:
+    examples = [*make_examples(2), *make_examples(1, prompt_len=5)]
+    with pytest.warns(UserWarning, match="1 of 3 examples carry no signal"):
+        problem = CalibrationProblem(FakeModel(), examples, POLICY)  # type: ignore[arg-type]
+    assert problem.n_examples == 2 and problem.left_out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "bleu"}, "objective must be one of"),
+        ({"policy": POLICY.with_full_layers([1], 5)}, "layer_types is set"),
+        ({"policy": dataclasses.replace(POLICY, sliding_window=(8, 8))}, "2 layers, the model"),
+    ],
+)
+def test_bad_problems(change: dict[str, Any], message: str) -> None:
+    arguments = {"policy": POLICY, "objective": "nll"} | change
+    with pytest.raises((InputError, PolicyError), match=message):
+        CalibrationProblem(FakeModel(), make_examples(2), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"direction": "ablate", "base": (0, 1, 2, 3, 4)}, "restored from all layers sliding"),
+        ({"model_fingerprint": "0"}, "another checkpoint"),
+        ({"policy": dataclasses.replace(POLICY, num_sink_tokens=0)}, "another policy: num_sink"),
+    ],
+)
+def test_scores_of_something_else_are_refused(change: dict[str, Any], message: str) -> None:
+    scores = dataclasses.replace(score_layers(FakeModel(), make_examples(2), POLICY), **change)
+    with pytest.raises(InputError, match=message):
+        pose(scores=scores)
+
+
+def test_a_layer_that_cannot_be_selected() -> None:
+    with pytest.raises(InputError, match=r"layers \[3\] cannot be selected"):
+        pose(FakeModel(native=[3])).loss([1, 3])
+
+
+def test_a_loss_that_is_not_finite() -> None:
+    with pytest.raises(ScoresError, match=r"the loss of example 0 is nan .* layers \[1\]"):
+        pose(FakeModel(nan_with=frozenset([1]))).loss([1])
+
+
+def test_scores_alone_answer_what_they_can() -> None:
+    scores = score_layers(FakeModel(), make_examples(2), POLICY)
+    problem = ScoresProblem(scores)
+    assert propose(resolve("topk"), problem, 2).layers == tuple(sorted(scores.ranking[:2]))
+    assert propose(resolve("first"), problem, 2).layers == (0, 1)
+    with pytest.raises(InputError, match="measures whole selections"):
+        propose(resolve("periodic"), problem, 2)
+    with pytest.raises(InputError, match="gradients"):
+        propose(resolve("path"), problem, 2)

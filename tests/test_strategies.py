@@ -1,0 +1,166 @@
+"""Every strategy of the registry, on problems whose best selection is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from planted_problem import GRADIENT, SLIDING_PASS, PlantedProblem, Term
+
+from swa.errors import InputError
+from swa.strategies import STRATEGIES, Proposal, propose, resolve, summary
+
+L = 12
+ALONE = {1: 0.5, 4: 0.9, 7: 0.3, 10: 0.7}  # layers that are worth something, each by itself
+
+
+def simple(**settings) -> PlantedProblem:
+    terms = [Term((layer,), worth) for layer, worth in ALONE.items()]
+    return PlantedProblem(L, terms, top=3.0, **settings)
+
+
+@pytest.fixture(params=STRATEGIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+SEEING = [name for name in STRATEGIES if name not in ("periodic", "first", "last", "random")]
+
+
+@pytest.mark.parametrize("size", [0, 1, 4, L - 1, L])
+def test_a_proposal_is_layers_within_the_budget(name: str, size: int) -> None:
+    made = propose(resolve(name), simple(), size)
+    assert len(made.layers) == size
+    assert list(made.layers) == sorted(set(made.layers) & set(range(L)))
+
+
+def test_layers_that_cannot_be_selected_are_not(name: str) -> None:
+    problem = simple(unselectable=(0, 4, 11))
+    for size in (3, 9):
+        made = propose(resolve(name), problem, size)
+        assert len(made.layers) == size and not {0, 4, 11} & set(made.layers)
+    with pytest.raises(InputError, match="cannot keep 10 layers full: 9 of this model's 12"):
+        propose(resolve(name), problem, 10)
+
+
+def test_it_says_the_same_twice(name: str) -> None:
+    assert propose(resolve(name), simple(), 4) == propose(resolve(name), simple(), 4)
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_independent_layers_are_found(name: str) -> None:
+    assert propose(resolve(name), simple(), 4).layers == tuple(sorted(ALONE))
+
+
+@pytest.mark.parametrize("name", [*SEEING, "periodic"])
+def test_ties_go_to_the_lower_index(name: str) -> None:
+    problem = PlantedProblem(6, [Term((i,), 0.1) for i in range(6)], top=1.0, spread=0.0)
+    chosen = propose(resolve(name), problem, 3).layers
+    assert chosen == ((0, 2, 4) if name == "periodic" else (0, 1, 2))
+
+
+def test_the_cost_is_that_of_the_account(name: str) -> None:
+    problem = simple()
+    problem.loss([0])
+    before = problem.cost.prefills
+    made = propose(resolve(name), problem, 4)
+    assert made.cost.prefills == pytest.approx(problem.cost.prefills - before)
+    again = propose(resolve(name), problem, 4)
+    assert again.cost.prefills == 0  # all is known by then
+    assert again.layers == made.layers
+
+
+def test_a_summary_is_one_line(name: str) -> None:
+    assert summary(name).endswith(".") and "\n" not in summary(name)
+
+
+def test_first_order_costs_one_gradient() -> None:
+    assert propose(resolve("first_order"), simple(), 4).cost.prefills == pytest.approx(GRADIENT)
+    passes = 1 + L  # about: a pass with one layer full costs a little more
+    assert propose(resolve("topk"), simple(), 4).cost.prefills > SLIDING_PASS * passes
+
+
+def test_path_shares_add_up() -> None:
+    from swa.strategies.rankings import Path
+
+    terms = [Term((2, 5), 1.0), Term((3,), 0.5), Term((1, 6), 0.4, every=False)]
+    problem = PlantedProblem(8, terms, top=3.0)
+    benefit, _ = Path().benefit(problem)
+    gap = problem.mean([]) - problem.mean(range(8))
+    assert benefit.sum() == pytest.approx(gap, rel=1e-12)
+    assert benefit[2] == pytest.approx(benefit[5]) and benefit[2] > 0.4
+
+
+def test_batches_take_turns() -> None:
+    full = propose(resolve("frank_wolfe:steps=4,batch=8"), simple(), 4)
+    less = propose(resolve("frank_wolfe:steps=4,batch=2"), simple(), 4)
+    assert less.cost.prefills == pytest.approx(full.cost.prefills / 4)
+
+
+def test_forward_sees_what_it_has_added_and_backward_what_it_has_removed() -> None:
+    """Two copies, and two layers that are useful only together."""
+    terms = [Term((1, 2), 1.0, every=False), Term((5,), 0.4), Term((6, 8), 1.5)]
+    problem = PlantedProblem(10, terms, top=4.0)
+    assert propose(resolve("topk"), problem, 2).layers == (1, 2)
+    assert propose(resolve("forward:each=1"), problem, 2).layers == (1, 5)
+    assert propose(resolve("backward:rounds=10"), problem, 4).layers == (1, 5, 6, 8)
+
+
+def test_periodic_takes_the_best_offset_or_the_one_named() -> None:
+    made = propose(resolve("periodic"), simple(), 4)
+    assert made.layers == (1, 4, 7, 10)
+    assert [move.layers[0] for move in made.trace] == [0, 1, 2]
+    assert min(move.loss for move in made.trace) == made.trace[1].loss
+    assert propose(resolve("periodic:offset=2"), simple(), 4).layers == (2, 5, 8, 11)
+
+
+def test_random_follows_its_seed() -> None:
+    drawn = {propose(resolve(f"random:seed={seed}"), simple(), 4).layers for seed in range(20)}
+    assert len(drawn) > 15
+    assert {layer for layers in drawn for layer in layers} == set(range(L))
+
+
+# ---- strategies of a user's own
+
+
+def test_a_function_is_a_strategy() -> None:
+    made = propose(lambda problem, size: reversed(range(size)), simple(), 3)
+    assert made == Proposal((0, 1, 2))
+
+
+def test_an_object_is_a_strategy() -> None:
+    class Mine:
+        def propose(self, problem, size):
+            problem.gradient(np.zeros(L), [0])
+            return Proposal((5, 3))
+
+    made = propose(resolve(Mine()), simple(), 2)
+    assert made.layers == (3, 5)
+    assert made.cost.prefills == pytest.approx(GRADIENT / 8)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [((1, 1), "not different layers"), ((12,), "not different layers"), ((1, 2, 3), "3 layers")],
+)
+def test_a_bad_proposal_is_refused(layers: tuple[int, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        propose(lambda problem, size: layers, simple(), 2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("best", "no strategy 'best': there are topk"),
+        ("random:sed=1", "random has no setting 'sed'"),
+        ("topk:k=1", "topk has no setting 'k': it has none"),
+        ("path:points=x", "points must be an integer"),
+        ("path:points=0", "points must be an integer >= 1"),
+        ("frank_wolfe:batch=-1", "batch must be"),
+        ("random:seed=-1", "seed must be >= 0"),
+        (3, "strategy must be"),
+        (STRATEGIES["first"], "strategy must be"),
+    ],
+)
+def test_bad_strategies(strategy, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(strategy)
