@@ -1,14 +1,15 @@
-"""How well a model answers: NLL and greedy match over examples, per example and per task."""
+"""How well a model answers: NLL, greedy match, and scored replies; per example and per task."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from swa.errors import ExampleError, PolicyError, ScoresError
+from swa.errors import ExampleError, InputError, PolicyError, ScoresError
 from swa.examples import content_hash
+from swa.grading import JUDGED, Grading, Judge, score_reply
 from swa.layer_scores import mean
 from swa.policy import AttentionPolicy
 
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from swa.examples import Example
     from swa.model import Model
 
-SCHEMA = "swa.evaluation/1"
+SCHEMA = "swa.evaluation/2"
+_READABLE = ("swa.evaluation/1", SCHEMA)  # the first had no replies
+_MORE_TOKENS = 16  # that a reply may have beyond the answer, where no grading says
 
 
 @dataclass(frozen=True, repr=False)
@@ -36,6 +39,16 @@ class Evaluation:
     model_fingerprint: str
     dtype: str
     examples_hash: str
+    replies: tuple[str, ...] | None = None
+    """Generated texts (greedy), one an example; None: nothing was generated."""
+    score_per_example: tuple[float, ...] | None = None
+    """How right each reply is, from 0 to 1; None without replies."""
+    judge: str | None = None
+    """Who judged replies, where somebody did."""
+    units: tuple[int, ...] | None = None
+    """Which text each entry is from, where several are from one; None: each stands alone.
+
+    Entries of one unit are not independent, which intervals must know."""
 
     @property
     def nll(self) -> float:
@@ -48,15 +61,42 @@ class Evaluation:
         return mean(self.greedy_match_per_example)
 
     @property
+    def score(self) -> float | None:
+        """Mean score of the replies; None without replies."""
+        return None if self.score_per_example is None else mean(self.score_per_example)
+
+    @property
     def by_task(self) -> dict[str, float]:
         """Mean NLL of each task, in order of first appearance."""
+        return self._by_task(self.nll_per_example)
+
+    @property
+    def greedy_match_by_task(self) -> dict[str, float]:
+        """Greedy match of each task, in order of first appearance."""
+        return self._by_task(self.greedy_match_per_example)
+
+    @property
+    def score_by_task(self) -> dict[str, float] | None:
+        """Mean score of each task's replies, in order of first appearance; None without replies."""
+        return None if self.score_per_example is None else self._by_task(self.score_per_example)
+
+    def _by_task(self, values: Iterable[float]) -> dict[str, float]:
         groups: dict[str, list[float]] = {}
-        for task, nll in zip(self.tasks, self.nll_per_example, strict=True):
-            groups.setdefault(task, []).append(nll)
-        return {task: mean(values) for task, values in groups.items()}
+        for task, value in zip(self.tasks, values, strict=True):
+            groups.setdefault(task, []).append(value)
+        return {task: mean(group) for task, group in groups.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form, schema "swa.evaluation/1"; `from_dict` reads it back."""
+        """The JSON form, schema "swa.evaluation/2"; `from_dict` reads it back."""
+        replied: dict[str, Any] = {}
+        if self.replies is not None and self.score_per_example is not None:
+            replied = {
+                "score": self.score,
+                "score_by_task": self.score_by_task,
+                "score_per_example": list(self.score_per_example),
+                "replies": list(self.replies),
+                "judge": self.judge,
+            }
         return {
             "schema": SCHEMA,
             "nll": self.nll,
@@ -70,44 +110,70 @@ class Evaluation:
             "model_fingerprint": self.model_fingerprint,
             "dtype": self.dtype,
             "examples_hash": self.examples_hash,
+            "units": None if self.units is None else list(self.units),
+            **replied,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """Read what `to_dict` gave. Raises ScoresError: not such a mapping."""
-        if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+        """Read what `to_dict` gave, in this version or an older one.
+
+        Raises ScoresError: not such a mapping.
+        """
+        if not isinstance(data, Mapping) or data.get("schema") not in _READABLE:
             raise ScoresError(f"an evaluation is a JSON object with schema {SCHEMA!r}")
         try:
             policy = data["policy"]
+            given: dict[str, Any] = {key: str(data[key]) for key in _TEXT_KEYS}
+            for key, read in _OPTIONAL_KEYS.items():
+                if data.get(key) is not None:
+                    given[key] = read(data[key])
             evaluation = cls(
-                nll_per_example=tuple(float(nll) for nll in data["nll_per_example"]),
+                nll_per_example=_numbers(data["nll_per_example"]),
                 greedy_match_per_example=tuple(map(bool, data["greedy_match_per_example"])),
                 tasks=tuple(map(str, data["tasks"])),
                 policy=None if policy is None else AttentionPolicy.from_dict(policy),
-                **{key: str(data[key]) for key in _TEXT_KEYS},
+                **given,
             )
         except KeyError as error:
             raise ScoresError(f"the evaluation has no {error}") from error
         except (TypeError, ValueError, PolicyError) as error:
             raise ScoresError(f"not a valid evaluation: {error}") from error
-        lengths = {
-            len(evaluation.nll_per_example),
-            len(evaluation.greedy_match_per_example),
-            len(evaluation.tasks),
-        }
+        if (evaluation.replies is None) != (evaluation.score_per_example is None):
+            raise ScoresError("the evaluation must have replies and scores, or none of the two")
+        lists = (
+            evaluation.nll_per_example,
+            evaluation.greedy_match_per_example,
+            evaluation.tasks,
+            evaluation.replies,
+            evaluation.score_per_example,
+            evaluation.units,
+        )
+        lengths = {len(values) for values in lists if values is not None}
         if len(lengths) != 1 or 0 in lengths:
             raise ScoresError("the evaluation's lists must have one entry for each example")
         return evaluation
 
     def __repr__(self) -> str:
         tasks = ", ".join(f"{task} {nll:.3f}" for task, nll in self.by_task.items())
+        score = "" if self.score is None else f"score={self.score:.3f}, "
         return (
-            f"Evaluation(nll={self.nll:.4f}, greedy_match={self.greedy_match:.0%}, "
+            f"Evaluation(nll={self.nll:.4f}, greedy_match={self.greedy_match:.0%}, {score}"
             f"{len(self.nll_per_example)} examples: {tasks})"
         )
 
 
+def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
 _TEXT_KEYS = ("model_name", "model_fingerprint", "dtype", "examples_hash")
+_OPTIONAL_KEYS: dict[str, Callable[[Any], Any]] = {
+    "replies": lambda replies: tuple(map(str, replies)),
+    "score_per_example": _numbers,
+    "judge": str,
+    "units": lambda units: tuple(map(int, units)),
+}
 
 
 def evaluate(
@@ -115,48 +181,104 @@ def evaluate(
     examples: Sequence[Example],
     *,
     policy: AttentionPolicy | None = None,
+    generate: bool = False,
+    scorer: str | None = None,
+    judge: Judge | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Teacher-forced answer NLL and greedy match of `model` over `examples`.
+    """Teacher-forced answer NLL and greedy match of `model` over `examples`, replies if asked for.
 
     Args:
         model: as loaded (full attention) or patched.
         examples: at least one.
         policy: evaluate `model.patch(policy)` instead; its `layer_types` say which layers are full,
             without them all that can slide do.
+        generate: let the model reply to each prompt, too (greedy, as long as the example's grading
+            says), and score the replies. An example without a grading is looked for its answer.
+        scorer: score all replies so, whatever the gradings say: see `swa.grading`.
+        judge: scores the replies whose scorer is "judge": a function of grading and reply, such as
+            `swa.judge.EndpointJudge`.
         progress: show a bar on stderr.
 
     Raises:
         ExampleError: no examples.
         ScoresError: an NLL is not finite.
+        InputError: replies are to be judged without a judge; no room for a reply after a prompt.
+        TokenizerError: replies are asked for and the model has no tokenizer.
+        JudgeError: as the judge.
         PolicyError, InputError, MemoryError: as `Model.patch` and `Model.nll`.
     """
     if not examples:
         raise ExampleError("there are no examples to evaluate on")
     subject = model if policy is None else model.patch(policy)
-    shown: Sequence[Example] | Any = examples
+    gradings = _gradings(subject, examples, scorer, judge) if generate else [None] * len(examples)
+    shown: Iterable[tuple[Example, Grading | None]] = zip(examples, gradings, strict=True)
     if progress:
         from tqdm import tqdm
 
-        shown = tqdm(examples, desc="evaluating", unit="example")
-    results = [subject.nll_example(example) for example in shown]
-    nll_per_example = tuple(result.mean for result in results)
-    for index, nll in enumerate(nll_per_example):
-        if not math.isfinite(nll):
+        shown = tqdm(shown, total=len(examples), desc="evaluating", unit="example")
+    nll_per_example: list[float] = []
+    is_greedy: list[bool] = []
+    replies: list[str] = []
+    scores: list[float] = []
+    for index, (example, grading) in enumerate(shown):
+        result = subject.nll_example(example)
+        if not math.isfinite(result.mean):
             raise ScoresError(
-                f"the NLL of example {index} is {nll}: the checkpoint's weights overflow or are not"
-                ' numbers (if dtype is "bfloat16", try "float32")'
+                f"the NLL of example {index} is {result.mean}: the checkpoint's weights overflow or"
+                ' are not numbers (if dtype is "bfloat16", try "float32")'
             )
+        nll_per_example.append(result.mean)
+        is_greedy.append(bool(result.is_greedy.all()))
+        if grading is not None:
+            reply = subject.generate(example.prompt_ids, max_new_tokens=grading.max_new_tokens)
+            replies.append(reply.text)
+            scores.append(score_reply(grading, reply.text, judge))
+    judged = any(grading is not None and grading.scorer == JUDGED for grading in gradings)
     return Evaluation(
-        nll_per_example=nll_per_example,
-        greedy_match_per_example=tuple(bool(result.is_greedy.all()) for result in results),
+        nll_per_example=tuple(nll_per_example),
+        greedy_match_per_example=tuple(is_greedy),
         tasks=tuple(example.task for example in examples),
         policy=subject.policy,
         model_name=model.name,
         model_fingerprint=model.fingerprint,
         dtype=model.dtype,
         examples_hash=content_hash(examples),
+        replies=tuple(replies) if generate else None,
+        score_per_example=tuple(scores) if generate else None,
+        judge=_judge_name(judge) if judged else None,
     )
+
+
+def _gradings(
+    model: Model, examples: Sequence[Example], scorer: str | None, judge: Judge | None
+) -> list[Grading]:
+    """How each reply is scored. Refuses what would fail later, before anything has run."""
+    _ = model.tokenizer  # replies are texts: refuse now if there can be none
+    gradings = []
+    for index, example in enumerate(examples):
+        grading = example.grading
+        if grading is None:
+            answer = model.tokenizer.decode(example.answer_ids, skip_special_tokens=True).strip()
+            if not answer:
+                raise ExampleError(f"the answer of example {index} has no text: give a grading")
+            grading = Grading((answer,), max_new_tokens=example.answer_len + _MORE_TOKENS)
+        if scorer is not None:
+            grading = replace(grading, scorer=scorer)
+        if grading.scorer == JUDGED and judge is None:
+            score_reply(grading, "", None)  # says what to do
+        room = model.max_position_embeddings - example.prompt_len
+        if room < 1:
+            raise InputError(
+                f"the prompt of example {index} has {example.prompt_len} tokens, which leave no"
+                f" room for a reply in the model's {model.max_position_embeddings} positions"
+            )
+        gradings.append(replace(grading, max_new_tokens=min(grading.max_new_tokens, room)))
+    return gradings
+
+
+def _judge_name(judge: Judge | None) -> str:
+    return str(getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__))
 
 
 def gap_closed(nll: float, *, full: float, sliding: float) -> float | None:

@@ -8,17 +8,23 @@ import json
 import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from swa import jsonio
 from swa.errors import ExampleError, InputError, SwaWarning, TokenizerError
 from swa.files import write_text
+from swa.grading import Grading
 from swa.haystack import Split, read_haystack
 from swa.tasks import TASKS, Draw, build
-from swa.tokenizer import Tokenizer, is_chat
+from swa.tokenizer import Messages, Tokenizer, is_chat
+
+if TYPE_CHECKING:
+    from swa.model import Model
+
+T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,12 +38,16 @@ class Example:
     answer_ids: tuple[int, ...]
     task: str = "default"
     """Groups examples in reports."""
+    grading: Grading | None = None
+    """How a generated reply is scored; None: it should contain the answer's text."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "answer_ids"):
             object.__setattr__(self, name, _token_ids(getattr(self, name), name))
         if not isinstance(self.task, str) or not self.task or not self.task.isprintable():
             raise ExampleError(f"task must be printable text that is not empty, not {self.task!r}")
+        if not isinstance(self.grading, Grading | None):
+            raise ExampleError(f"grading must be a Grading or None, not {self.grading!r}")
 
     @property
     def prompt_len(self) -> int:
@@ -53,13 +63,28 @@ class Example:
         return f"Example({self.task}: {self.prompt_len} prompt + {self.answer_len} answer tokens)"
 
 
+@dataclass(frozen=True, repr=False)
+class Prompt:
+    """Token ids of a prompt that has no answer yet, any integers. Raises ExampleError."""
+
+    prompt_ids: tuple[int, ...]
+    task: str = "default"
+
+    def __post_init__(self) -> None:
+        Example(self.prompt_ids, (0,), self.task)  # the same rules hold
+        object.__setattr__(self, "prompt_ids", _token_ids(self.prompt_ids, "prompt_ids"))
+
+    def __repr__(self) -> str:
+        return f"Prompt({self.task}: {len(self.prompt_ids)} tokens)"
+
+
 def from_jsonl(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None) -> list[Example]:
     """Read examples, one JSON object a line; blank lines and a byte order mark do not count.
 
     A line has `prompt` (text, or chat messages) or `prompt_ids`, and `answer` (text) or
-    `answer_ids`; `task` if it likes. Null counts as absent, other keys are left alone. A text
-    prompt gets the special tokens that belong before it once, messages get the chat template,
-    answers get nothing.
+    `answer_ids`; `task` and `grading` (an object with the fields of `swa.grading.Grading`) if it
+    likes. Null counts as absent, other keys are left alone. A text prompt gets the special tokens
+    that belong before it once, messages get the chat template, answers get nothing.
 
     Args:
         path: a UTF-8 file.
@@ -72,48 +97,100 @@ def from_jsonl(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None)
         ExampleError: what is wrong in which line and field, or that there are no examples.
         OSError: the file cannot be read.
     """
-    first_line: dict[Example, int] = {}
-    repeats: list[str] = []
-    examples: list[Example] = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if not line.strip():
-                continue
-            try:
-                example = _from_line(line, tokenizer)
-            except ExampleError as error:
-                raise ExampleError(f"{os.fspath(path)}:{number}: {error}") from error
-            if first_line.setdefault(example, number) != number:
-                repeats.append(f"{number} (as {first_line[example]})")
-            examples.append(example)
-    if not examples:
-        raise ExampleError(f"{os.fspath(path)}: no examples in this file")
-    if repeats:
-        shown = ", ".join(repeats[:5]) + (", ..." if len(repeats) > 5 else "")
+    return _from_lines(path, lambda fields: _example(fields, tokenizer))
+
+
+def prompts_from_jsonl(
+    path: str | os.PathLike[str], tokenizer: Tokenizer | None = None
+) -> list[Prompt]:
+    """Read what `from_jsonl` reads, but for the answers: they need not be there, and are not used.
+
+    Warns and raises as `from_jsonl`.
+    """
+    return _from_lines(path, lambda fields: _prompt(fields, tokenizer))
+
+
+def self_answered(
+    model: Model,
+    prompts: Iterable[Prompt | str | Messages | Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    progress: bool = False,
+) -> list[Example]:
+    """Examples from prompts without answers: the model with full attention writes them, greedily.
+
+    An answer ends where the model ends it (the token that does so is left out), or after
+    `max_new_tokens`.
+
+    Args:
+        model: its policy, if it has one, is not used.
+        prompts: text, chat messages, token ids, or what `prompts_from_jsonl` reads; an Example's
+            own answer is not used either.
+        max_new_tokens: longest answer; with the longest prompt it must fit the model's positions.
+        progress: show a bar on stderr.
+
+    Warns:
+        SwaWarning: prompts that the model answers with nothing are left out.
+
+    Raises:
+        ExampleError: no prompts, or none that the model answers.
+        InputError, TokenizerError, MemoryError: as `Model.generate`.
+    """
+    full = model if model.policy is None else replace(model, policy=None)
+    asked = [_as_prompt(prompt, full) for prompt in prompts]
+    if not asked:
+        raise ExampleError("there are no prompts to answer")
+    longest = max(range(len(asked)), key=lambda index: len(asked[index].prompt_ids))
+    if len(asked[longest].prompt_ids) + max_new_tokens > full.max_position_embeddings:
+        raise InputError(
+            f"prompt {longest} has {len(asked[longest].prompt_ids)} tokens: with max_new_tokens="
+            f"{max_new_tokens} it exceeds the model's {full.max_position_embeddings} positions"
+        )
+    shown: Iterable[Prompt] = asked
+    if progress:
+        from tqdm import tqdm
+
+        shown = tqdm(asked, desc="answering", unit="prompt")
+    answers = [
+        full.generate(prompt.prompt_ids, max_new_tokens=max_new_tokens).ids for prompt in shown
+    ]
+    unanswered = [str(index) for index, answer in enumerate(answers) if not answer]
+    if len(unanswered) == len(asked):
+        raise ExampleError("the model ends its answer at once, to every prompt")
+    if unanswered:
         warnings.warn(
-            f"{os.fspath(path)}: lines repeat others and count again: {shown}",
+            f"left out, since the model answers nothing: prompts {_brief(unanswered)}",
             SwaWarning,
             stacklevel=2,
         )
-    return examples
+    return [
+        Example(prompt.prompt_ids, answer, prompt.task)
+        for prompt, answer in zip(asked, answers, strict=True)
+        if answer
+    ]
 
 
 def write_jsonl(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
-    """Write token ids and task, one example a line, atomically. Raises OSError."""
+    """Write token ids, task and grading, one example a line, atomically. Raises OSError."""
     lines = (
-        {"prompt_ids": e.prompt_ids, "answer_ids": e.answer_ids, "task": e.task} for e in examples
+        {"prompt_ids": e.prompt_ids, "answer_ids": e.answer_ids, "task": e.task}
+        | ({} if e.grading is None else {"grading": e.grading.to_dict()})
+        for e in examples
     )
     write_text(path, "".join(jsonio.dumps_line(line) + "\n" for line in lines))
 
 
 def content_hash(examples: Iterable[Example]) -> str:
-    """SHA-256 (hex) over token ids: a line `[[prompt ids],[answer ids]]` per example, in order."""
+    """SHA-256 (hex) over what is measured: a line per example, in order.
+
+    The line is `[[prompt ids],[answer ids]]`, with the grading's JSON form third if there is one.
+    """
     digest = hashlib.sha256()
     for example in examples:
-        ids = (example.prompt_ids, example.answer_ids)
-        digest.update(json.dumps(ids, separators=(",", ":")).encode() + b"\n")
+        content: list[Any] = [example.prompt_ids, example.answer_ids]
+        if example.grading is not None:
+            content.append(example.grading.to_dict())
+        digest.update(json.dumps(content, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -184,17 +261,73 @@ def _token_ids(ids: Iterable[Any], name: str) -> tuple[int, ...]:
     return plain
 
 
-def _from_line(line: bytes, tokenizer: Tokenizer | None) -> Example:
+def _from_lines(path: str | os.PathLike[str], read: Callable[[dict[str, Any]], T]) -> list[T]:
+    """What `read` makes of the object in each line; warns and raises as `from_jsonl`."""
+    first_line: dict[T, int] = {}
+    repeats: list[str] = []
+    found: list[T] = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                continue
+            try:
+                item = read(_fields(line))
+            except ExampleError as error:
+                raise ExampleError(f"{os.fspath(path)}:{number}: {error}") from error
+            if first_line.setdefault(item, number) != number:
+                repeats.append(f"{number} (as {first_line[item]})")
+            found.append(item)
+    if not found:
+        raise ExampleError(f"{os.fspath(path)}: no examples in this file")
+    if repeats:
+        warnings.warn(
+            f"{os.fspath(path)}: lines repeat others and count again: {_brief(repeats)}",
+            SwaWarning,
+            stacklevel=3,
+        )
+    return found
+
+
+def _brief(items: Sequence[str]) -> str:
+    return ", ".join(items[:5]) + (", ..." if len(items) > 5 else "")
+
+
+def _fields(line: bytes) -> dict[str, Any]:
     try:
         fields = jsonio.loads(line)
     except ValueError as error:
         raise ExampleError(f"not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ExampleError("must be a JSON object")
-    prompt = _side(fields, "prompt", tokenizer.encode_prompt if tokenizer else None)
+    return fields
+
+
+def _example(fields: dict[str, Any], tokenizer: Tokenizer | None) -> Example:
+    prompt = _prompt(fields, tokenizer)
     answer = _side(fields, "answer", tokenizer.encode_answer if tokenizer else None)
+    grading = fields.get("grading")
+    return Example(
+        prompt.prompt_ids,
+        answer,
+        prompt.task,
+        None if grading is None else Grading.from_dict(grading),
+    )
+
+
+def _prompt(fields: dict[str, Any], tokenizer: Tokenizer | None) -> Prompt:
+    ids = _side(fields, "prompt", tokenizer.encode_prompt if tokenizer else None)
     task = fields.get("task")
-    return Example(prompt, answer, "default" if task is None else task)
+    return Prompt(ids, "default" if task is None else task)
+
+
+def _as_prompt(prompt: Prompt | str | Messages | Sequence[int], model: Model) -> Prompt:
+    if isinstance(prompt, (Prompt, Example)):
+        return Prompt(prompt.prompt_ids, prompt.task)
+    if isinstance(prompt, str) or is_chat(prompt):
+        return Prompt(tuple(model.tokenizer.encode_prompt(prompt)))
+    return Prompt(prompt)  # type: ignore[arg-type] # token ids, or it says that they are none
 
 
 def _side(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 from builders import tiny_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import planted_checkpoint
 
 import swa
 from swa.evaluation import Evaluation, evaluate
 from swa.examples import Example
+from swa.grading import Grading
 
 POLICY = swa.AttentionPolicy(sliding_window=8, num_sink_tokens=2)
 
@@ -70,6 +73,86 @@ def test_the_policy_is_applied(model, examples):
     assert all_full.nll_per_example == evaluate(model, examples).nll_per_example
 
 
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> tuple[swa.Model, list[Example], swa.AttentionPolicy]:
+    """A model that answers with certainty where its three planted layers see everything."""
+    made = planted_checkpoint(tmp_path_factory.mktemp("planted"))
+    model = swa.load(made.folder, dtype="float32", num_threads=1)
+    given = [made.example(160, near=80, seed=seed) for seed in range(4)]
+    examples = [Example(tuple(e.prompt_ids), tuple(e.answer_ids), "ask") for e in given]
+    return model, examples, swa.AttentionPolicy(32)
+
+
+def test_replies_are_generated_under_the_policy_and_scored(planted):
+    model, examples, policy = planted
+    full = evaluate(model, examples, generate=True)
+    sliding = evaluate(model, examples, policy=policy, generate=True)
+    answers = [model.tokenizer.decode(e.answer_ids, skip_special_tokens=True) for e in examples]
+    assert list(full.replies) == answers
+    assert full.score_per_example == (1.0,) * 4
+    assert full.score_by_task == {"ask": 1.0}
+    assert "score=1.000" in repr(full)
+    hybrid = model.patch(policy)
+    assert sliding.replies == tuple(
+        hybrid.generate(e.prompt_ids, max_new_tokens=e.answer_len + 16).text for e in examples
+    )
+    assert sliding.score < 1
+    assert sliding.nll_per_example == evaluate(hybrid, examples).nll_per_example
+    assert evaluate(model, examples).replies is None
+
+
+def test_a_grading_says_what_is_looked_for_and_how_long(planted):
+    model, examples, _ = planted
+    answer = model.tokenizer.decode(examples[0].answer_ids[:1])
+    graded = [
+        Example(examples[0].prompt_ids, examples[0].answer_ids, "ask", grading)
+        for grading in (
+            Grading((answer, "never"), max_new_tokens=1),
+            Grading((answer, "never"), "contains_any", max_new_tokens=1),
+            Grading((answer[0], answer[-1]), "exact", max_new_tokens=1),
+        )
+    ]
+    result = evaluate(model, graded, generate=True)
+    assert result.replies == (answer,) * 3
+    assert result.score_per_example == (0.5, 1.0, 0.0)
+    assert evaluate(model, graded, generate=True, scorer="contains_any").score == 1.0
+
+
+def test_judges(planted):
+    model, examples, _ = planted
+
+    class Strict:
+        name = "strict, 2026"
+
+        def __call__(self, grading: Grading, reply: str) -> bool:
+            return grading.references[0] == reply and reply == replies[0]
+
+    replies = evaluate(model, examples, generate=True).replies
+    judged = evaluate(model, examples, generate=True, scorer="judge", judge=Strict())
+    assert judged.score_per_example == tuple(float(reply == replies[0]) for reply in replies)
+    assert judged.judge == "strict, 2026"
+    assert evaluate(model, examples, generate=True, judge=Strict()).judge is None  # not asked
+    with pytest.raises(swa.errors.InputError, match="give a judge"):
+        evaluate(model, examples, generate=True, scorer="judge")
+
+
+def test_what_leaves_no_room_for_a_reply_is_refused_before_anything_runs(planted, tiny):
+    model, examples, _ = planted
+    narrow = swa.load(
+        model.source,
+        dtype="float32",
+        num_threads=1,
+        max_position_embeddings=examples[0].prompt_len,
+    )
+    with pytest.raises(swa.errors.InputError, match="example 0 has 160 tokens.*no room"):
+        evaluate(narrow, examples, generate=True)
+    without = swa.load(tiny(), dtype="float32", num_threads=1)
+    with pytest.raises(swa.errors.TokenizerError, match="no tokenizer"):
+        evaluate(without, [Example((1,), (2,))], generate=True)
+    with pytest.raises(swa.errors.ExampleError, match="answer of example 0 has no text"):
+        evaluate(model, [Example((1,), examples[0].answer_ids[-1:])], generate=True)
+
+
 def test_progress_goes_to_stderr(model, examples, capsys):
     evaluate(model, examples, progress=True)
     captured = capsys.readouterr()
@@ -102,6 +185,19 @@ def test_json_round_trip(rows, policy, name):
     nll, greedy, tasks = zip(*rows, strict=True)
     evaluation = Evaluation(nll, greedy, tasks, policy, name, "f" * 64, "float32", "e" * 64)
     assert Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict()))) == evaluation
+    replied = replace(
+        evaluation,
+        replies=tasks,
+        score_per_example=(0.5,) * len(nll),
+        judge=name or None,
+        units=tuple(range(len(nll))),
+    )
+    assert Evaluation.from_dict(json.loads(json.dumps(replied.to_dict()))) == replied
+
+
+def test_files_of_the_first_schema_are_read():
+    old = {key: value for key, value in valid().items() if key != "units"}
+    assert Evaluation.from_dict(old | {"schema": "swa.evaluation/1"}).to_dict() == valid()
 
 
 def valid() -> dict[str, object]:
@@ -120,6 +216,10 @@ def valid() -> dict[str, object]:
         ({"nll_per_example": None}, "not a valid evaluation"),
         ({"policy": {"schema": "swa.policy/1", "sliding_window": 0}}, "sliding_window"),
         ({"policy": 3}, "policy"),
+        ({"replies": ["a", "b"]}, "replies and scores"),
+        ({"replies": ["a", "b"], "score_per_example": [1.0]}, "one entry"),
+        ({"units": [0]}, "one entry"),
+        ({"units": ["x", "y"]}, "not a valid evaluation"),
     ],
 )
 def test_damaged_evaluations_are_refused(change, says):

@@ -16,11 +16,13 @@ from text_tokenizers import CHATML, text_tokenizer
 
 from swa.errors import ExampleError, SwaError, SwaWarning
 from swa.examples import Example, content_hash, from_jsonl, write_jsonl
+from swa.grading import Grading
 from swa.tokenizer import Tokenizer
 
 IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20).map(tuple)
 TASKS = st.text(min_size=1).filter(str.isprintable)
-EXAMPLES = st.builds(Example, IDS, IDS, TASKS)
+GRADINGS = st.builds(Grading, st.just(("a", "b")), st.sampled_from(["exact", "judge"]))
+EXAMPLES = st.builds(Example, IDS, IDS, TASKS, st.none() | GRADINGS)
 GOOD = {"prompt_ids": [1, 2], "answer_ids": [3]}
 MESSAGES = [{"role": "user", "content": "Where?"}]
 
@@ -294,17 +296,30 @@ def test_the_hash_is_of_the_ids_in_order() -> None:
 
 
 @given(st.lists(EXAMPLES, max_size=4), st.lists(EXAMPLES, max_size=4))
-def test_the_hash_tells_ids_apart_and_nothing_else(a: list[Example], b: list[Example]) -> None:
-    def ids(examples: list[Example]) -> list[Any]:
-        return [(example.prompt_ids, example.answer_ids) for example in examples]
+def test_the_hash_tells_what_is_measured_apart_and_nothing_else(
+    a: list[Example], b: list[Example]
+) -> None:
+    def measured(examples: list[Example]) -> list[Any]:
+        return [(example.prompt_ids, example.answer_ids, example.grading) for example in examples]
 
-    assert (content_hash(a) == content_hash(b)) == (ids(a) == ids(b))
-    renamed = [Example(e.prompt_ids, e.answer_ids, "other") for e in a]
+    assert (content_hash(a) == content_hash(b)) == (measured(a) == measured(b))
+    renamed = [Example(e.prompt_ids, e.answer_ids, "other", e.grading) for e in a]
     assert content_hash(renamed) == content_hash(a)
 
 
 def test_the_hash_sees_where_the_answer_begins() -> None:
     assert content_hash([Example((1, 2), (3,))]) != content_hash([Example((1,), (2, 3))])
+
+
+def test_a_grading_is_read_and_written(tmp_path: Path) -> None:
+    grading = {"references": ["Oak"], "scorer": "exact"}
+    path = write_lines(tmp_path / "f", GOOD | {"grading": grading}, GOOD | {"grading": None})
+    graded, plain = from_jsonl(path)
+    assert (graded.grading, plain.grading) == (Grading(("Oak",), "exact"), None)
+    with pytest.raises(ExampleError, match=":2: there is no scorer 'x'"):
+        from_jsonl(write_lines(path, GOOD, GOOD | {"grading": grading | {"scorer": "x"}}))
+    with pytest.raises(ExampleError, match="grading must be"):
+        Example((1,), (2,), "t", grading)  # type: ignore[arg-type]
 
 
 def test_the_hash_does_not_depend_on_the_type_of_ids() -> None:

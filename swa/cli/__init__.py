@@ -1,4 +1,4 @@
-"""The command line: `swa estimate | score | select | eval | generate | report | info | demo`.
+"""The command line: `swa COMMAND`, where `swa --help` lists the commands.
 
 Results go to stdout (as JSON alone with --json), everything else to stderr. Exit codes: 0; 1 for a
 failure that is not the input's fault; 2 for bad input; 130 after Ctrl-C. Errors are one line, or

@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from swa.cli import reports, running, scoring, selecting, showing
+from swa.cli import evaluating, reports, running, scoring, selecting, showing
 from swa.cli.helpers import Interrupted, note
 from swa.errors import SwaError, SwaWarning
 
@@ -20,7 +20,8 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of --help
     "estimate": scoring.estimate,
     "score": scoring.score,
     "select": selecting.select,
-    "eval": running.evaluate,
+    "answer": evaluating.answer,
+    "eval": evaluating.evaluate,
     "generate": running.generate,
     "report": reports.report,
     "info": showing.info,

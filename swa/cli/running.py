@@ -1,85 +1,24 @@
-"""`swa eval` and `swa generate`: a model under a policy."""
+"""`swa generate`: a model under a policy answers."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from swa.cli.helpers import load_examples, load_model, note, policy_fields, print_json
+from swa.cli.helpers import load_model, print_json
 from swa.cli.options import (
-    Consumer,
-    Decode,
     Dtype,
-    ExamplesFile,
     Json,
     LocalOnly,
     MaxPositions,
     ModelArgument,
-    PerTask,
     PolicyFile,
-    PromptTokens,
     Revision,
-    Seed,
-    SinkTokens,
-    TailTokens,
     Threads,
     TokenizerPath,
-    Window,
 )
-from swa.errors import InputError
-
-
-def evaluate(
-    model: ModelArgument,
-    policy: PolicyFile = None,
-    examples: ExamplesFile = None,
-    sliding_window: Window = None,
-    sink_tokens: SinkTokens = None,
-    tail_tokens: TailTokens = None,
-    decode: Decode = None,
-    consumer: Consumer = None,
-    examples_per_task: PerTask = None,
-    prompt_tokens: PromptTokens = None,
-    seed: Seed = 0,
-    dtype: Dtype = "bfloat16",
-    threads: Threads = 0,
-    revision: Revision = None,
-    local_files_only: LocalOnly = False,
-    tokenizer: TokenizerPath = None,
-    max_position_embeddings: MaxPositions = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the NLL of answers, under a policy or full attention.
-
-    The options that describe a policy change what the policy file says, or, without a file, make a
-    policy in which every layer slides.
-    """
-    from swa.evaluation import evaluate as measure
-    from swa.policy import AttentionPolicy
-
-    changes = policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
-    applied = None
-    if policy:
-        scored = AttentionPolicy.load(policy)
-        applied = replace(scored, **changes)
-        if difference := applied.differs_from(scored):
-            note(f"warning: this is not the policy that was scored: {difference}")
-    elif changes:
-        if sliding_window is None:
-            raise InputError("these options describe a policy: give its --sliding-window too")
-        applied = AttentionPolicy(**changes)
-    loaded = load_model(
-        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
-    )
-    used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "heldout")
-    evaluation = measure(loaded, used, policy=applied, progress=True)
-    if as_json:
-        print_json(evaluation.to_dict())
-    else:
-        print(evaluation)
 
 
 def generate(

@@ -1,0 +1,133 @@
+"""`swa eval` and `swa answer`: how well a model answers, and answers that it writes itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from swa.cli.helpers import load_examples, load_model, note, policy_fields, print_json
+from swa.cli.options import (
+    Consumer,
+    Decode,
+    Dtype,
+    ExamplesFile,
+    Json,
+    LocalOnly,
+    MaxPositions,
+    ModelArgument,
+    PerTask,
+    PolicyFile,
+    PromptTokens,
+    Revision,
+    Seed,
+    SinkTokens,
+    TailTokens,
+    Threads,
+    TokenizerPath,
+    Window,
+)
+from swa.errors import InputError
+
+Generate = Annotated[
+    bool, typer.Option("--generate", help="Let the model reply, too, and score the replies.")
+]
+
+
+def evaluate(
+    model: ModelArgument,
+    policy: PolicyFile = None,
+    examples: ExamplesFile = None,
+    sliding_window: Window = None,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    examples_per_task: PerTask = None,
+    prompt_tokens: PromptTokens = None,
+    generate: Generate = False,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the NLL of answers, and score replies, under a policy or full attention.
+
+    The options that describe a policy change what the policy file says, or, without a file, make a
+    policy in which every layer slides.
+    """
+    from swa.evaluation import evaluate as measure
+    from swa.policy import AttentionPolicy
+
+    changes = policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    applied = None
+    if policy:
+        scored = AttentionPolicy.load(policy)
+        applied = replace(scored, **changes)
+        if difference := applied.differs_from(scored):
+            note(f"warning: this is not the policy that was scored: {difference}")
+    elif changes:
+        if sliding_window is None:
+            raise InputError("these options describe a policy: give its --sliding-window too")
+        applied = AttentionPolicy(**changes)
+    loaded = load_model(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "heldout")
+    evaluation = measure(loaded, used, policy=applied, generate=generate, progress=True)
+    if as_json:
+        print_json(evaluation.to_dict())
+    else:
+        print(evaluation)
+
+
+def answer(
+    model: ModelArgument,
+    prompts: Annotated[
+        Path, typer.Option(help="JSONL file: prompt or prompt_ids a line, answers are not needed.")
+    ],
+    out: Annotated[Path, typer.Option(help="Examples file (JSONL).")] = Path("calibration.jsonl"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an older one.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """Let the model, with full attention, answer prompts: examples for `swa score`.
+
+    The answers are greedy, and end where the model ends them or after --max-new-tokens.
+    """
+    from swa.examples import prompts_from_jsonl, self_answered, write_jsonl
+
+    if out.exists() and not force:
+        raise InputError(f"{out} exists: --force replaces it, --out names another file")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out}: its directory does not exist")
+    loaded = load_model(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    asked = prompts_from_jsonl(prompts, loaded.tokenizer if loaded.has_tokenizer else None)
+    examples = self_answered(loaded, asked, max_new_tokens=max_new_tokens, progress=True)
+    write_jsonl(out, examples)
+    n_tokens = sum(example.answer_len for example in examples)
+    summary: dict[str, Any] = {
+        "examples": len(examples),
+        "left_out": len(asked) - len(examples),
+        "answer_tokens": n_tokens,
+        "out": str(out),
+    }
+    if as_json:
+        print_json(summary)
+    else:
+        print(f"{len(examples)} of {len(asked)} prompts answered, {n_tokens} tokens")
+    note(f"wrote {out}; next: swa score {model} --examples {out} --sliding-window W")
