@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from swa.reporting import report
     from swa.score import score_layers
     from swa.selection import Budget, Selection, select
+    from swa.stability import rank_agreement, selection_stability
     from swa.statistics import paired_bootstrap
 
 __version__ = "0.1.0"
@@ -43,9 +44,11 @@ __all__ = [
     "examples",
     "load",
     "paired_bootstrap",
+    "rank_agreement",
     "report",
     "score_layers",
     "select",
+    "selection_stability",
     "testing",
 ]
 
@@ -60,9 +63,11 @@ _HOME = {
     "evaluate": "evaluation",
     "load": "model",
     "paired_bootstrap": "statistics",
+    "rank_agreement": "stability",
     "report": "reporting",
     "score_layers": "score",
     "select": "selection",
+    "selection_stability": "stability",
 }
 
 

@@ -18,7 +18,14 @@ from swa import jsonio
 from swa.errors import InputError, PolicyError, ScoresError
 from swa.files import write_text
 from swa.policy import AttentionPolicy, format_layers
-from swa.resampling import MAX_BOOTSTRAP, intervals, resampled_means, standard_errors, strata_of
+from swa.resampling import (
+    FEW_FREEDOM,
+    MAX_BOOTSTRAP,
+    intervals,
+    resampled_means,
+    standard_errors,
+    strata_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +33,7 @@ if TYPE_CHECKING:
 SCHEMA = "swa.scores/1"
 CONFIDENCE = 0.95
 SHOWN_LAYERS = 10  # rows of a repr
+NOISE_FLOORS = 2.0  # standard deviations: rounding alone goes beyond one time in twenty
 
 Direction = Literal["restore", "ablate"]
 LayerValues = tuple["float | None", ...]  # [L], None where a layer has no value
@@ -82,7 +90,8 @@ class LayerScores:
     seed: int = 0
     """Of those resamplings."""
     noise_floor: float | None = None
-    """What rounding alone does to `delta`, where known: see `swa.testing.noise_floor`."""
+    """What rounding alone does to `delta`, one standard deviation, where known: see
+    `swa.noise.measure_noise_floor`."""
     notes: tuple[str, ...] = ()
     """What a reader of the scores should know."""
     command: str | None = None
@@ -144,6 +153,23 @@ class LayerScores:
         means = {layer: mean(self._column(layer)) for layer in self.scored_layers}
         return tuple(sorted(means, key=lambda layer: -means[layer]))
 
+    @property
+    def noise_band(self) -> float | None:
+        """The deltas below which rounding may be all there is: two noise floors, where known."""
+        return None if self.noise_floor is None else NOISE_FLOORS * self.noise_floor
+
+    @cached_property
+    def below_noise(self) -> tuple[int, ...]:
+        """The scored layers whose delta is within the noise band, ascending."""
+        band = self.noise_band
+        if band is None:
+            return ()
+        return tuple(
+            layer
+            for layer, delta in enumerate(self.delta)
+            if delta is not None and abs(delta) < band
+        )
+
     @cached_property
     def delta(self) -> LayerValues:
         """[L]: mean over the examples."""
@@ -154,7 +180,7 @@ class LayerScores:
         """[L]: of `delta`, over the examples of each task; None where there is only one example."""
         if len(self.tasks) == 1:
             return self._per_layer(lambda column: None)
-        errors = standard_errors(self._table, strata_of(self.tasks)).tolist()
+        errors = standard_errors(self.table, strata_of(self.tasks)).tolist()
         return self._by_layer(errors)
 
     @cached_property
@@ -167,14 +193,14 @@ class LayerScores:
         """
         if len(self.tasks) == 1:
             return (None,) * self.num_hidden_layers
-        values, strata = self._table, strata_of(self.tasks)
+        values, strata = self.table, strata_of(self.tasks)
         means = resampled_means(values, strata, n_bootstrap=self.n_bootstrap, seed=self.seed)
         found = intervals(means, values, strata, CONFIDENCE)
         return self._by_layer([(each.low, each.high) for each in found])
 
     @cached_property
-    def _table(self) -> npt.NDArray[np.float64]:
-        """float64 [N, scored layers]: the deltas that there are."""
+    def table(self) -> npt.NDArray[np.float64]:
+        """float64 [N, K]: the deltas of the K scored layers."""
         columns = [self._column(layer) for layer in self.scored_layers]
         return np.stack(columns, axis=1, dtype=np.float64)
 
@@ -258,19 +284,25 @@ class LayerScores:
         model = f"{self.model_name} ({self.dtype})"
         layers = f"{len(self.scored_layers)} of {self.num_hidden_layers} layers"
         examples = f"{n} example{'s' * (n != 1)}"
+        few = ", not to be trusted: too few examples"
         lines = [
             f"LayerScores: {self.direction}, {layers}, {examples}, {model}",
             f"  {self.policy!r}",
             f"  nll: {ends}",
-            "  layer     delta  std. error  95% interval",
+            "  layer     delta  std. error  95% interval"
+            + (few if 1 < n < FEW_FREEDOM + 1 else ""),
             *(f"  {self._row(layer)}" for layer in self.ranking[:SHOWN_LAYERS]),
         ]
         if len(self.ranking) > SHOWN_LAYERS:
             lines.append(f"  ... and {len(self.ranking) - SHOWN_LAYERS} more")
+        if (band := self.noise_band) is not None:
+            listed = format_layers(self.below_noise) or "none"
+            lines.append(f"  within rounding (less than {band:.5f}, marked ~): layers {listed}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def _row(self, layer: int) -> str:
-        row = f"{layer:5d}  {self.delta[layer]:+.5f}"
+        mark = "~" if layer in self.below_noise else " "
+        row = f"{layer:5d} {mark}{self.delta[layer]:+.5f}"
         error, interval = self.standard_error[layer], self.interval[layer]
         if error is not None and interval is not None:
             row += f"     {error:.5f}  [{interval[0]:+.5f}, {interval[1]:+.5f}]"

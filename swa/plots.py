@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from swa.layer_scores import LayerScores
+    from swa.stability import SelectionStability
 
-CHOSEN, OTHER = "#1769d2", "#a9b6c6"
+CHOSEN, OTHER, NOISE = "#1769d2", "#a9b6c6", "#e5b84b"
 
 
 def layer_deltas(
@@ -20,13 +21,21 @@ def layer_deltas(
 ) -> Axes:
     """Bars of the mean delta of each layer, with its bootstrap interval; `chosen` are coloured.
 
+    Where the noise floor is known, a band shows what rounding alone may do, and bars within it are
+    hollow.
+
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
     """
     ax = _axes(ax, width=9, height=3.2)
     layers = list(scores.scored_layers)
     delta = np.array([scores.delta[layer] for layer in layers], dtype=float)
     colours = [CHOSEN if layer in chosen else OTHER for layer in layers]
-    ax.bar(layers, delta, color=colours)
+    bars = ax.bar(layers, delta, color=colours)
+    if scores.noise_band is not None:
+        ax.axhspan(-scores.noise_band, scores.noise_band, color=NOISE, alpha=0.25, linewidth=0)
+        for layer, bar in zip(layers, bars, strict=True):
+            if layer in scores.below_noise:
+                bar.set(facecolor="none", edgecolor=bar.get_facecolor())
     for layer, interval in enumerate(scores.interval):
         if interval is not None:
             ax.vlines(layer, *interval, color="black", linewidth=1)
@@ -50,6 +59,25 @@ def heatmap(scores: LayerScores, ax: Axes | None = None) -> Axes:
     ax.figure.colorbar(image, ax=ax, label="NLL change (nats per token)")
     ax.set_yticks(range(len(scores.tasks)), labels=list(scores.tasks))
     ax.set_xlabel("layer")
+    return ax
+
+
+def selection_frequencies(stability: SelectionStability, ax: Axes | None = None) -> Axes:
+    """Bars of how often a resample chooses each layer; the selected ones are coloured.
+
+    Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
+    """
+    ax = _axes(ax, width=9, height=2.8)
+    shares = {i: share for i, share in enumerate(stability.frequency) if share is not None}
+    colours = [CHOSEN if layer in stability.layers else OTHER for layer in shares]
+    ax.bar(list(shares), [100 * share for share in shares.values()], color=colours)
+    ax.set_xlim(-0.6, len(stability.frequency) - 0.4)
+    ax.set_ylim(0, 100)
+    ax.set_xlabel("layer")
+    ax.set_ylabel("chosen in % of resamples")
+    ax.set_title(
+        f"{stability.model_name}: top {len(stability.layers)} of {stability.n_examples} examples"
+    )
     return ax
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,8 @@ from swa.evaluation import Evaluation, gap_closed
 from swa.files import write_text
 from swa.layer_scores import LayerScores, mean
 from swa.policy import AttentionPolicy, format_layers
+from swa.selection import Budget
+from swa.stability import selection_stability
 
 if TYPE_CHECKING:
     from swa.selection import Selection
@@ -22,6 +24,7 @@ TEMPLATE = Path(__file__).parent / "data" / "report.html.jinja"
 
 WIDTH, LEFT = 1000, 78  # of both charts, in SVG units; LEFT holds the axis labels
 BARS_TOP, BARS_PLOT, BARS_BELOW = 8, 250, 44
+SHARES_PLOT = 100
 HEAT_HEIGHT, HEAT_ROWS = 640, (3.0, 20.0)  # wanted height, and bounds of one row's
 COLUMN_LABEL = 22  # SVG units that a column's number needs
 
@@ -82,6 +85,7 @@ def render(
         warnings=_warnings(scores, policy, evaluations),
         figures=_figures(scores, chosen, table),
         bars=_bars(scores, chosen),
+        stability=_stability(scores, chosen),
         heat=_heat(scores, chosen),
         table=table,
         details=_details(scores),
@@ -289,6 +293,7 @@ def _bars(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
             "label": layer if layer % every == 0 or layer in chosen else "",
             "chosen": layer in chosen,
             "missing": delta is None,
+            "below_noise": layer in scores.below_noise,
             "tip": _tip(scores, layer),
         }
         if delta is not None:
@@ -306,11 +311,21 @@ def _bars(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
         "has_chosen": bool(chosen),
         "has_missing": None in scores.delta,
         "has_intervals": bool(bounds),
+        "noise": _noise(scores, y),
         "ticks": [
             {"y": y(tick), "label": f"{tick:.{decimals}f}", "zero": tick == 0} for tick in ticks
         ],
         "bars": bars,
     }
+
+
+def _noise(scores: LayerScores, y: Callable[[float], float]) -> dict[str, Any] | None:
+    """The band of what rounding alone does, cut to the chart."""
+    if scores.noise_band is None:
+        return None
+    top = max(y(scores.noise_band), BARS_TOP)
+    bottom = min(y(-scores.noise_band), BARS_TOP + BARS_PLOT)
+    return {"y": top, "height": bottom - top, "size": f"{scores.noise_band:.2g}"}
 
 
 _MEANING = {
@@ -329,10 +344,55 @@ def _tip(scores: LayerScores, layer: int) -> str:
     delta, interval = scores.delta[layer], scores.interval[layer]
     if delta is not None:
         within = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
-        return f"layer {layer}: {delta:+.4f}{within}"
+        noise = ", no more than rounding" if layer in scores.below_noise else ""
+        return f"layer {layer}: {delta:+.4f}{within}{noise}"
     if layer not in scores.selectable_layers:
         return f"layer {layer}: the checkpoint itself makes it sliding"
     return f"layer {layer}: not scored from this base"
+
+
+def _stability(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any] | None:
+    """How often resampled examples choose each layer; None where there is nothing to tell."""
+    size = len(chosen)
+    sizes = range(len(scores.fixed_layers), len(scores.fixed_layers) + len(scores.ranking) + 1)
+    if not chosen or size not in sizes or len(scores.tasks) == 1:
+        return None
+    found = selection_stability(scores, Budget(full_attention_layers=size))
+    cell = (WIDTH - LEFT) / scores.num_hidden_layers
+    every = math.ceil(COLUMN_LABEL / cell)
+    bars = [
+        {
+            "x": LEFT + cell * (layer + 0.14),
+            "width": 0.72 * cell,
+            "middle": LEFT + cell * (layer + 0.5),
+            "y": BARS_TOP + SHARES_PLOT * (1 - (share or 0)),
+            "height": SHARES_PLOT * (share or 0),
+            "label": layer if layer % every == 0 or layer in chosen else "",
+            "chosen": layer in chosen,
+            "tip": f"layer {layer}: " + ("not scored" if share is None else f"{share:.0%}"),
+        }
+        for layer, share in enumerate(found.frequency)
+    ]
+    caption = (
+        f"Share of {found.n_bootstrap} resamples of the {_count(found.n_examples, 'example')} in"
+        f" which a layer is among the {size} highest deltas. A resample chooses"
+        f" {found.overlap:.1f} of the same {size} on average."
+    )
+    if found.spearman is not None:
+        low, median, high = found.spearman
+        caption += f" Rank correlation: {median:.2f} (90% within {low:.2f} to {high:.2f})."
+    return {
+        "width": WIDTH,
+        "height": BARS_TOP + SHARES_PLOT + BARS_BELOW,
+        "left": LEFT,
+        "label_y": BARS_TOP + SHARES_PLOT + 18,
+        "caption": caption,
+        "ticks": [
+            {"y": BARS_TOP + SHARES_PLOT * (1 - share / 100), "label": f"{share}%"}
+            for share in (0, 50, 100)
+        ],
+        "bars": bars,
+    }
 
 
 def _heat(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:

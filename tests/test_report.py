@@ -46,6 +46,15 @@ def make_scores(**changes) -> LayerScores:
     return LayerScores(**(fields | changes))
 
 
+ONE = {
+    "tasks": ("num",),
+    "nll_base": (2.0,),
+    "nll_full": (0.5,),
+    "nll_swa": (2.0,),
+    "delta_per_example": ((0.01, 0.50, -0.10, 0.0, None, 0.90),),
+}
+
+
 def make_evaluation(nll: float, policy: AttentionPolicy | None, **changes) -> Evaluation:
     fields = {
         "nll_per_example": (nll - 0.1, nll + 0.1),
@@ -125,13 +134,41 @@ def test_bars_show_deltas_intervals_and_the_chosen_layers():
         else:
             low, high = interval
             assert f"layer {layer}: {delta:+.4f} ({low:+.4f} to {high:+.4f})" in tips
-    bars = [a for tag, a in page.tags if tag == "rect" and a.get("rx") == "1.5"]
+    both = [a for tag, a in page.tags if tag == "rect" and a.get("rx") == "1.5"]
+    bars = both[:5]
     assert [a["fill"] for a in bars] == [
         f"var(--{'chosen' if layer in (1, 5) else 'other'})" for layer in (0, 1, 2, 3, 5)
     ]
     heights = dict(zip((0, 1, 2, 3, 5), (float(a["height"]) for a in bars), strict=True))
     assert heights[5] / heights[1] == pytest.approx(scores.delta[5] / scores.delta[1], rel=1e-2)
     assert heights[3] == 0
+
+
+def test_shares_of_resamples_are_drawn_for_a_choice():
+    scores = make_scores(tasks=("num",) * 3)
+    html = render(scores, chosen_of(scores))
+    page = Page(html)
+    assert any("A resample chooses 2.0 of the same 2" in text for text in page.texts)
+    tips = [text for text in page.texts if re.fullmatch(r"layer \d+: (\d+%|not scored)", text)]
+    assert tips == [
+        f"layer {i}: {text}"
+        for i, text in enumerate(("0%", "100%", "0%", "0%", "not scored", "100%"))
+    ]
+    for without in (render(scores), render(make_scores(**ONE), chosen_of(make_scores(**ONE)))):
+        assert "Would other examples" not in without
+
+
+def test_layers_within_rounding_are_hollow_in_a_band():
+    scores = make_scores(noise_floor=0.02)
+    page = Page(render(scores))
+    tips = [text for text in page.texts if text.endswith("no more than rounding")]
+    assert [tip.split(":")[0] for tip in tips] == ["layer 0", "layer 3"]
+    bars = [a for tag, a in page.tags if tag == "rect" and a.get("rx") == "1.5"]
+    assert [a["fill"] == "none" for a in bars] == [True, False, False, True, False]
+    (band,) = [a for tag, a in page.tags if tag == "rect" and a.get("fill-opacity") == "0.3"]
+    zero = next(a for tag, a in page.tags if tag == "line" and a["stroke"] == "var(--soft)")
+    middle = float(band["y"]) + float(band["height"]) / 2
+    assert middle == pytest.approx(float(zero["y1"]), abs=0.02)
 
 
 def test_heat_map_has_a_cell_for_each_example_and_layer_grouped_by_task():

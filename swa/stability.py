@@ -1,0 +1,261 @@
+"""How far scores can be trusted: would other examples choose the same layers, rank them alike?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from swa.errors import InputError
+from swa.layer_scores import LayerScores, LayerValues, checked_integer
+from swa.resampling import F64, MAX_BOOTSTRAP, Strata, resampled_means, strata_of
+from swa.selection import Budget, top_layers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+QUANTILES = (0.05, 0.5, 0.95)
+DOUBT = 0.05  # a layer chosen less often than in all but this share of the resamples is in doubt
+N_SPLITS = 200  # into halves, behind a reliability
+
+
+@dataclass(frozen=True, repr=False)
+class SelectionStability:
+    """How the top layers change when the examples are resampled; L layers."""
+
+    layers: tuple[int, ...]
+    """The selection, ascending."""
+    frequency: LayerValues
+    """[L]: share of the resamples that choose this layer; None where it cannot be chosen."""
+    overlap: float
+    """Mean number of the selected layers that a resample selects again."""
+    spearman: tuple[float, float, float] | None
+    """5%, 50% and 95% quantile of the rank correlation between the scores and resampled ones; None
+    where all scores are equal."""
+    n_examples: int
+    n_bootstrap: int
+    seed: int
+    model_name: str
+
+    @property
+    def doubtful(self) -> tuple[int, ...]:
+        """Layers that some resamples choose and others do not (5% to 95%), most often chosen first.
+
+        They are near the boundary of the selection: more examples could swap them.
+        """
+        shares = {
+            layer: share
+            for layer, share in enumerate(self.frequency)
+            if share is not None and DOUBT < share < 1 - DOUBT
+        }
+        return tuple(sorted(shares, key=lambda layer: -shares[layer]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and `doubtful`, for JSON."""
+        return asdict(self) | {"doubtful": self.doubtful}
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the frequencies (needs the extra `plot`: matplotlib)."""
+        from swa import plots
+
+        return plots.selection_frequencies(self, ax=ax)
+
+    def __repr__(self) -> str:
+        n, size = self.n_examples, len(self.layers)
+        lines = [
+            f"SelectionStability: {size} layers, {self.n_bootstrap} resamples of {n} examples",
+            f"  expected overlap: {self.overlap:.1f} of {size} layers",
+        ]
+        if self.spearman is not None:
+            low, median, high = self.spearman
+            lines.append(f"  rank correlation: {median:.2f} (90% within {low:.2f} to {high:.2f})")
+        chosen = ", ".join(f"{layer} ({self.frequency[layer]:.0%})" for layer in self.layers)
+        lines.append(f"  chosen: {chosen or 'none'}")
+        rivals = [layer for layer in self.doubtful if layer not in self.layers]
+        if rivals:
+            shares = ", ".join(f"{layer} ({self.frequency[layer]:.0%})" for layer in rivals)
+            lines.append(f"  next in line: {shares}")
+        return "\n".join(lines)
+
+
+def selection_stability(
+    scores: LayerScores, budget: Budget, *, n_bootstrap: int = 2000, seed: int = 0
+) -> SelectionStability:
+    """How often each layer is among the top ones when the examples are drawn anew.
+
+    Examples are resampled as for `LayerScores.interval`. Layers that were full in the base are in
+    every selection.
+
+    Args:
+        scores: of at least two examples.
+        budget: what `select` is given.
+        n_bootstrap: resamples.
+        seed: of the resamples.
+
+    Raises:
+        InputError: a single example; a budget that `select` refuses; an option out of range.
+    """
+    n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP)
+    seed = checked_integer(seed, "seed", 0)
+    n_layers = scores.num_hidden_layers
+    layers = top_layers(scores, budget.resolve(n_layers))
+    if len(scores.tasks) == 1:
+        raise InputError("one example tells nothing about others: score at least two")
+    values, strata = scores.table, strata_of(scores.tasks)
+    means = resampled_means(values, strata, n_bootstrap=n_bootstrap, seed=seed)
+    size = len(layers) - len(scores.fixed_layers)
+    frequency: dict[int, float] = dict.fromkeys(scores.fixed_layers, 1.0)
+    frequency |= zip(scores.scored_layers, top_shares(means, size).tolist(), strict=True)
+    return SelectionStability(
+        layers=layers,
+        frequency=tuple(frequency.get(layer) for layer in range(n_layers)),
+        overlap=sum(frequency[layer] for layer in layers),
+        spearman=_spearman_quantiles(means, values.mean(axis=0)),
+        n_examples=len(scores.tasks),
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        model_name=scores.model_name,
+    )
+
+
+def top_shares(means: F64, size: int) -> F64:
+    """float64 [K]: share of the rows of `means` [B, K] with column k among the `size` largest.
+
+    Ties go to the lower column, as everywhere.
+    """
+    places = np.argsort(np.argsort(-means, axis=1, kind="stable"), axis=1)
+    shares: F64 = (places < size).mean(axis=0)
+    return shares
+
+
+def spearman(a: Sequence[float] | F64, b: Sequence[float] | F64) -> float | None:
+    """Rank correlation of two lists, ties at their mean rank; None if all of one are equal."""
+    correlation = float(
+        _correlations(average_ranks(np.array([a])), average_ranks(np.array([b])))[0]
+    )
+    return None if np.isnan(correlation) else correlation
+
+
+def average_ranks(values: F64) -> F64:
+    """float64 [B, K]: the rank of each value within its row [K], from 0, ties at their mean."""
+    ranks = np.zeros(values.shape)
+    for column in range(values.shape[1]):
+        one = values[:, column, None]
+        ranks[:, column] = (values < one).sum(axis=1) + ((values == one).sum(axis=1) - 1) / 2
+    return ranks
+
+
+def _correlations(a: F64, b: F64) -> F64:
+    """float64 [B]: Pearson's, of each row of `a` with that of `b`; NaN where one is constant."""
+    a, b = (x - x.mean(axis=1, keepdims=True) for x in (a, b))
+    scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
+    products = (a * b).sum(axis=1)
+    found: F64 = np.full(len(products), np.nan)
+    np.divide(products, scale, out=found, where=scale > 0)
+    return found
+
+
+def _spearman_quantiles(means: F64, scores: F64) -> tuple[float, float, float] | None:
+    found = _correlations(average_ranks(means), average_ranks(scores[None]))
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return None
+    low, median, high = np.quantile(found, QUANTILES).tolist()
+    return low, median, high
+
+
+@dataclass(frozen=True, repr=False)
+class RankAgreement:
+    """Whether two sets of scores, of the same layers, rank them alike."""
+
+    spearman: float | None
+    """Rank correlation of the mean deltas; None if all of one are equal."""
+    ceiling: float | None
+    """About what to expect were chance the only difference: the geometric mean of both
+    reliabilities; None where one is not known."""
+    overlap: int
+    """How many of the top layers are the same."""
+    size: int
+    """How many top layers there are."""
+    ratio: float | None
+    """Sum of the second's |delta| over the first's; None if the first has none."""
+
+    def __repr__(self) -> str:
+        rank = "none" if self.spearman is None else f"{self.spearman:.2f}"
+        ceiling = "" if self.ceiling is None else f" (chance alone allows {self.ceiling:.2f})"
+        return (
+            f"RankAgreement: rank correlation {rank}{ceiling},"
+            f" {self.overlap} of {self.size} top layers the same"
+        )
+
+
+def rank_agreement(
+    first: LayerScores, second: LayerScores, budget: Budget, *, seed: int = 0
+) -> RankAgreement:
+    """Compare two sets of scores: other lengths, windows, domains, or methods.
+
+    Args:
+        first, second: of the same model; layers that only one of them scores are left out.
+        budget: what counts as the top.
+        seed: of the splits into halves behind `ceiling`.
+
+    Raises:
+        InputError: scores of different models, or with no layer in common.
+    """
+    if first.num_hidden_layers != second.num_hidden_layers:
+        raise InputError(
+            f"the scores are of models with {first.num_hidden_layers} and"
+            f" {second.num_hidden_layers} layers"
+        )
+    common = [layer for layer in first.scored_layers if layer in second.scored_layers]
+    if not common:
+        raise InputError("the scores have no layer in common")
+    a, b = (np.array([s.delta[layer] for layer in common], dtype=float) for s in (first, second))
+    reliabilities = [reliability(scores, seed=seed) for scores in (first, second)]
+    known = [r for r in reliabilities if r is not None]
+    size = budget.resolve(first.num_hidden_layers)
+    tops = [set(top_layers(scores, size)) for scores in (first, second)]
+    total = float(np.abs(a).sum())
+    return RankAgreement(
+        spearman=spearman(a, b),
+        ceiling=float(np.sqrt(known[0] * known[1])) if len(known) == 2 else None,
+        overlap=len(tops[0] & tops[1]),
+        size=size,
+        ratio=float(np.abs(b).sum()) / total if total else None,
+    )
+
+
+def reliability(scores: LayerScores, *, seed: int = 0) -> float | None:
+    """Rank correlation to expect between these scores and those of as many other examples, 0 to 1.
+
+    The mean over random splits of the examples into halves (within tasks), stepped up to the whole
+    by Spearman and Brown's formula. None for fewer than four examples, or where all deltas agree.
+    """
+    n = len(scores.tasks)
+    if n < 4:
+        return None
+    chosen = _halves(strata_of(scores.tasks), seed)
+    halves = [
+        which @ scores.table / which.sum(axis=1, keepdims=True) for which in (chosen, 1 - chosen)
+    ]
+    found = _correlations(*map(average_ranks, halves))
+    found = found[~np.isnan(found)]
+    if not len(found):
+        return None
+    half = max(0.0, float(found.mean()))
+    return 2 * half / (1 + half)
+
+
+def _halves(strata: Strata, seed: int) -> F64:
+    """float64 [N_SPLITS, N]: 1 for a random half of each stratum, else 0; of odd ones, a whole
+    number next to the half, the larger and the smaller in turns."""
+    bits = np.random.PCG64(seed)
+    chosen = np.zeros((N_SPLITS, sum(map(len, strata))))
+    for members in strata:
+        n = len(members)
+        places = np.argsort(bits.random_raw(N_SPLITS * n).reshape(N_SPLITS, n), axis=1)
+        sizes = (n + np.arange(N_SPLITS) % 2) // 2
+        chosen[:, list(members)] = places < sizes[:, None]
+    return chosen
