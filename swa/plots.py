@@ -35,7 +35,7 @@ def layer_deltas(
         ax.axhspan(-scores.noise_band, scores.noise_band, color=NOISE, alpha=0.25, linewidth=0)
         for layer, bar in zip(layers, bars, strict=True):
             if layer in scores.below_noise:
-                bar.set(facecolor="none", edgecolor=bar.get_facecolor())
+                bar.set(facecolor="none", edgecolor=bar.get_facecolor(), linewidth=1.5)
     for layer, interval in enumerate(scores.interval):
         if interval is not None:
             ax.vlines(layer, *interval, color="black", linewidth=1)
@@ -76,7 +76,8 @@ def selection_frequencies(stability: SelectionStability, ax: Axes | None = None)
     ax.set_xlabel("layer")
     ax.set_ylabel("chosen in % of resamples")
     ax.set_title(
-        f"{stability.model_name}: top {len(stability.layers)} of {stability.n_examples} examples"
+        f"{stability.model_name}: {len(stability.layers)} layers,"
+        f" {stability.n_examples} examples resampled"
     )
     return ax
 

@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from swa.cli import evaluating, reports, running, scoring, selecting, showing
+from swa.cli import checking, evaluating, reports, running, scoring, selecting, showing
 from swa.cli.helpers import Interrupted, note
 from swa.errors import SwaError, SwaWarning
 
@@ -19,6 +19,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 COMMANDS: dict[str, Callable[..., None]] = {  # in the order of --help
     "estimate": scoring.estimate,
     "score": scoring.score,
+    "stability": checking.stability,
     "select": selecting.select,
     "answer": evaluating.answer,
     "eval": evaluating.evaluate,

@@ -65,3 +65,6 @@ FractionOfLayers = Annotated[
     float | None, typer.Option("--fraction", help="Keep this share of the layers full.")
 ]
 PolicyFile = Annotated[Path | None, typer.Option("--policy", help="What `swa select` wrote.")]
+PlotFile = Annotated[
+    Path | None, typer.Option("--plot", help="Draw it into this file (needs the extra `plot`).")
+]

@@ -121,6 +121,12 @@ def score(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal.")] = False,
+    noise_floor: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Measure what rounding does, by N examples in float32."
+        ),
+    ] = None,
     examples_per_task: PerTask = None,
     prompt_tokens: PromptTokens = None,
     seed: Seed = 0,
@@ -133,6 +139,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Measure what full attention is worth in each layer."""
+    from swa.noise import measure_noise_floor
     from swa.policy import AttentionPolicy
     from swa.reporting import score_command
     from swa.score import score_layers
@@ -143,6 +150,8 @@ def score(
     base_layers = None if base is None else integers(base, "--base")
     if out.exists() and not force:
         raise InputError(f"{out} exists: --force replaces it, --out names another file")
+    if noise_floor is not None and dtype == "float32":
+        raise InputError("--noise-floor is what bfloat16 does: leave out --dtype float32")
     kept = journal or out.with_name(out.name + ".journal")
     if kept.exists() and not resume:
         raise InputError(
@@ -171,10 +180,25 @@ def score(
         raise Interrupted(
             f"interrupted; finished examples are in {kept}: repeat the command with --resume"
         ) from None
+    if noise_floor is not None:
+        del loaded  # so that only one set of weights is in memory
+        note(f"scoring {min(noise_floor, len(scores.tasks))} of the examples again, in float32")
+        loaded = load_model(
+            model,
+            "float32",
+            threads,
+            revision,
+            local_files_only,
+            tokenizer,
+            max_position_embeddings,
+        )
+        floor = measure_noise_floor(scores, used, loaded, n_examples=noise_floor, progress=True)
+        scores = replace(scores, noise_floor=floor)
     options = {
         "--examples": examples,
         "--examples-per-task": examples_per_task,
         "--prompt-tokens": prompt_tokens,
+        "--noise-floor": noise_floor,
         "--revision": revision,
         "--tokenizer": tokenizer,
         "--max-position-embeddings": max_position_embeddings,
