@@ -40,6 +40,16 @@ static int64_t tile_index(const swa_kv_t *kv, int64_t kv_head, int64_t tile)
     return kv_head * kv->slots + slot;
 }
 
+const unsigned char *swa_key_tile(const swa_kv_t *kv, int64_t kv_head, int64_t tile)
+{
+    return kv->keys + (size_t)tile_index(kv, kv_head, tile) * kv->key_tile_bytes;
+}
+
+const unsigned char *swa_value_tile(const swa_kv_t *kv, int64_t kv_head, int64_t tile)
+{
+    return kv->values + (size_t)tile_index(kv, kv_head, tile) * kv->value_tile_bytes;
+}
+
 void swa_kv_store_key(swa_kv_t *kv, int64_t position, int64_t kv_head, const float *key)
 {
     const int64_t panel = kv->kernels->panel, d = kv->head_dim, at = position % SWA_TILE;
@@ -78,6 +88,25 @@ void swa_kv_store_value(swa_kv_t *kv, int64_t position, int64_t kv_head, const f
     }
 }
 
+void swa_kv_read(const swa_kv_t *kv, int64_t position, int64_t kv_head, float *key, float *value)
+{
+    const int64_t panel = kv->kernels->panel, d = kv->head_dim, at = position % SWA_TILE;
+    const unsigned char *keys = swa_key_tile(kv, kv_head, position / SWA_TILE);
+    const unsigned char *values = swa_value_tile(kv, kv_head, position / SWA_TILE);
+    const int64_t key_base = at / panel * panel * d;
+    for (int64_t i = 0; i < d; i++) {
+        const int64_t value_base = i / panel * panel * SWA_TILE;
+        if (kv->bf16) {
+            key[i] = swa_float_from_bf16(((const uint16_t *)keys)[key_base + i / 2 * 2 * panel + at % panel * 2 + i % 2]);
+            value[i] = swa_float_from_bf16(
+                ((const uint16_t *)values)[value_base + at / 2 * 2 * panel + i % panel * 2 + at % 2]);
+        } else {
+            key[i] = ((const float *)keys)[key_base + i * panel + at % panel];
+            value[i] = ((const float *)values)[value_base + at * panel + i % panel];
+        }
+    }
+}
+
 void swa_kv_copy(swa_kv_t *to, const swa_kv_t *from, int64_t first, int64_t end)
 {
     for (int64_t g = 0; g < to->n_kv_heads; g++)
@@ -102,7 +131,7 @@ enum {
 size_t swa_attention_scratch_bytes(const swa_kv_t *kv)
 {
     return SCORE_BYTES + SCORE_BYTES / 2 + SHIFT_BYTES + SUM_BYTES +
-           (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float) + kv->value_tile_bytes;
+           2 * (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float) + kv->value_tile_bytes;
 }
 
 void swa_attention_scratch_place(swa_attention_scratch_t *scratch, const swa_kv_t *kv, unsigned char *memory)
@@ -112,22 +141,22 @@ void swa_attention_scratch_place(swa_attention_scratch_t *scratch, const swa_kv_
     scratch->shifts = (float *)(memory += SCORE_BYTES / 2);
     scratch->sums = (float *)(memory += SHIFT_BYTES);
     scratch->output = (float *)(memory += SUM_BYTES);
-    scratch->value_tile = memory + (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float);
+    scratch->mixed = scratch->output + SWA_QUERY_BLOCK * kv->value_columns;
+    scratch->value_tile = (unsigned char *)(scratch->mixed + SWA_QUERY_BLOCK * kv->value_columns);
 }
 
 /* ---- masks -------------------------------------------------------------------------------------------------- */
 
 static bool row_is_full(swa_mask_t mask, int64_t row) { return mask.window == 0 || row >= mask.full_from; }
 
-/* First position of the row's window; every earlier key is visible only as a sink. */
-static int64_t window_start(swa_mask_t mask, int64_t row)
+int64_t swa_window_start(swa_mask_t mask, int64_t row)
 {
     return row_is_full(mask, row) ? 0 : swa_max(0, row - mask.window + 1);
 }
 
 static int64_t row_pairs(swa_mask_t mask, int64_t row)
 {
-    int64_t start = window_start(mask, row);
+    int64_t start = swa_window_start(mask, row);
     return row + 1 - start + swa_min(start, mask.sinks);
 }
 
@@ -139,6 +168,22 @@ int64_t swa_visible_pairs(swa_mask_t mask, int64_t first, int64_t end)
     return pairs;
 }
 
+bool swa_sees_all(swa_mask_t mask, int64_t row, int64_t m)
+{
+    int64_t start = swa_max(swa_window_start(mask, row), swa_window_start(mask, row + m - 1));
+    return start <= mask.sinks;
+}
+
+swa_visibility_t swa_tile_visibility(swa_mask_t mask, int64_t row, int64_t m, int64_t tile)
+{
+    const int64_t tile_start = tile * SWA_TILE, tile_end = tile_start + SWA_TILE;
+    if (tile_start > row + m - 1 || (tile_start >= mask.sinks && tile_end <= swa_window_start(mask, row)))
+        return SWA_HIDDEN;
+    bool interior =
+        tile_end <= row + 1 && (tile_start >= swa_window_start(mask, row + m - 1) || tile_end <= mask.sinks);
+    return interior ? SWA_INTERIOR : SWA_EDGE;
+}
+
 /* Ranges of the tile's keys that a row does not see: [sinks_end, window_first) and [causal_end, SWA_TILE). */
 typedef struct {
     int64_t sinks_end, window_first, causal_end;
@@ -146,7 +191,7 @@ typedef struct {
 
 static hidden_t hidden_keys(swa_mask_t mask, int64_t row, int64_t tile_start)
 {
-    int64_t start = window_start(mask, row);
+    int64_t start = swa_window_start(mask, row);
     hidden_t hidden = {
         .sinks_end = swa_max(0, swa_min(SWA_TILE, swa_min(mask.sinks, start) - tile_start)),
         .window_first = swa_max(0, swa_min(SWA_TILE, start - tile_start)),
@@ -155,19 +200,21 @@ static hidden_t hidden_keys(swa_mask_t mask, int64_t row, int64_t tile_start)
     return hidden;
 }
 
-static void hide(float *scores, hidden_t hidden)
+void swa_hide_keys(swa_mask_t mask, int64_t row, int64_t m, int64_t tile, float *scores)
 {
-    for (int64_t j = hidden.sinks_end; j < hidden.window_first; j++)
-        scores[j] = -INFINITY;
-    for (int64_t j = hidden.causal_end; j < SWA_TILE; j++)
-        scores[j] = -INFINITY;
+    for (int64_t r = 0; r < m; r++, scores += SWA_TILE) {
+        hidden_t hidden = hidden_keys(mask, row + r, tile * SWA_TILE);
+        for (int64_t j = hidden.sinks_end; j < hidden.window_first; j++)
+            scores[j] = -INFINITY;
+        for (int64_t j = hidden.causal_end; j < SWA_TILE; j++)
+            scores[j] = -INFINITY;
+    }
 }
 
 /* ---- one block of query rows -------------------------------------------------------------------------------- */
 
-/* c[m][n] (+)= a[m][k] b for a tile of `panels` packed panels. */
-static void tile_product(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
-                         int64_t panels, float *c, int64_t c_stride, bool accumulate)
+void swa_tile_product(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
+                      int64_t panels, float *c, int64_t c_stride, bool accumulate)
 {
     const int64_t panel = kv->kernels->panel;
     for (int64_t p = 0; p < panels; p++, c += panel)
@@ -195,51 +242,7 @@ static const void *visible_values(const swa_kv_t *kv, const unsigned char *tile,
     return copy;
 }
 
-static void attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int64_t row, int64_t m,
-                         const void *queries, int64_t stride, swa_attention_scratch_t *s)
-{
-    const swa_kernels_t *kernels = kv->kernels;
-    const int64_t d = kv->head_dim, columns = kv->value_columns, panel = kernels->panel;
-    const float scale = SWA_LOG2_E / sqrtf((float)d); /* the kernel exponentiates base 2 */
-    for (int64_t r = 0; r < m; r++)
-        s->shifts[r] = -INFINITY;
-    memset(s->sums, 0, (size_t)(m * SWA_MAX_LANES) * sizeof(float));
-    memset(s->output, 0, (size_t)(m * columns) * sizeof(float));
-
-    int64_t last_tile = (row + m - 1) / SWA_TILE;
-    int64_t first_start = window_start(mask, row), last_start = window_start(mask, row + m - 1);
-    for (int64_t tile = 0; tile <= last_tile; tile++) {
-        int64_t tile_start = tile * SWA_TILE, tile_end = tile_start + SWA_TILE;
-        if (tile_start >= mask.sinks && tile_end <= first_start) { /* between the sinks and the window */
-            tile = first_start / SWA_TILE - 1;
-            continue;
-        }
-        bool interior = tile_end <= row + 1 && (tile_start >= last_start || tile_end <= mask.sinks);
-        int64_t index = tile_index(kv, kv_head, tile);
-        const unsigned char *values = kv->values + (size_t)index * kv->value_tile_bytes;
-        tile_product(kv, m, d, queries, stride, kv->keys + (size_t)index * kv->key_tile_bytes, SWA_TILE / panel,
-                     s->scores, SWA_TILE, false);
-        if (!interior)
-            for (int64_t r = 0; r < m; r++)
-                hide(s->scores + r * SWA_TILE, hidden_keys(mask, row + r, tile_start));
-        const void *p = kv->bf16 ? (const void *)s->probabilities : s->scores;
-        if (kv->bf16)
-            kernels->softmax_tile_bf16(m, s->scores, s->probabilities, scale, s->shifts, s->sums, s->output, columns,
-                                       d);
-        else
-            kernels->softmax_tile(m, s->scores, s->scores, scale, s->shifts, s->sums, s->output, columns, d);
-        if (interior || !kv->not_finite[index]) {
-            tile_product(kv, m, SWA_TILE, p, SWA_TILE, values, columns / panel, s->output, columns, true);
-            continue;
-        }
-        size_t element = kv->bf16 ? sizeof(uint16_t) : sizeof(float);
-        for (int64_t r = 0; r < m; r++) {
-            const void *seen = visible_values(kv, values, hidden_keys(mask, row + r, tile_start), s->value_tile);
-            tile_product(kv, 1, SWA_TILE, (const unsigned char *)p + (size_t)(r * SWA_TILE) * element, SWA_TILE, seen,
-                         columns / panel, s->output + r * columns, columns, true);
-        }
-    }
-}
+float swa_score_scale(int64_t head_dim) { return SWA_LOG2_E / sqrtf((float)head_dim); }
 
 static float row_sum(const float *lanes)
 {
@@ -249,24 +252,96 @@ static float row_sum(const float *lanes)
     return sum;
 }
 
-void swa_attend(const swa_model_t *model, const swa_kv_t *kv, swa_mask_t mask, int64_t first, int64_t end,
+void swa_attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int64_t row, int64_t m, const void *queries,
+                      int64_t stride, swa_attention_scratch_t *s, float *log_sum)
+{
+    const swa_kernels_t *kernels = kv->kernels;
+    const int64_t d = kv->head_dim, columns = kv->value_columns, panel = kernels->panel;
+    const float scale = swa_score_scale(d);
+    for (int64_t r = 0; r < m; r++)
+        s->shifts[r] = -INFINITY;
+    memset(s->sums, 0, (size_t)(m * SWA_MAX_LANES) * sizeof(float));
+    memset(s->output, 0, (size_t)(m * columns) * sizeof(float));
+
+    int64_t last_tile = (row + m - 1) / SWA_TILE;
+    for (int64_t tile = 0; tile <= last_tile; tile++) {
+        swa_visibility_t visible = swa_tile_visibility(mask, row, m, tile);
+        if (visible == SWA_HIDDEN) { /* between the sinks and the window */
+            tile = swa_window_start(mask, row) / SWA_TILE - 1;
+            continue;
+        }
+        int64_t index = tile_index(kv, kv_head, tile);
+        const unsigned char *values = kv->values + (size_t)index * kv->value_tile_bytes;
+        swa_tile_product(kv, m, d, queries, stride, kv->keys + (size_t)index * kv->key_tile_bytes, SWA_TILE / panel,
+                         s->scores, SWA_TILE, false);
+        if (visible == SWA_EDGE)
+            swa_hide_keys(mask, row, m, tile, s->scores);
+        const void *p = kv->bf16 ? (const void *)s->probabilities : s->scores;
+        if (kv->bf16)
+            kernels->softmax_tile_bf16(m, s->scores, s->probabilities, scale, s->shifts, s->sums, s->output, columns,
+                                       d);
+        else
+            kernels->softmax_tile(m, s->scores, s->scores, scale, s->shifts, s->sums, s->output, columns, d);
+        if (visible == SWA_INTERIOR || !kv->not_finite[index]) {
+            swa_tile_product(kv, m, SWA_TILE, p, SWA_TILE, values, columns / panel, s->output, columns, true);
+            continue;
+        }
+        size_t element = kv->bf16 ? sizeof(uint16_t) : sizeof(float);
+        for (int64_t r = 0; r < m; r++) {
+            const void *seen = visible_values(kv, values, hidden_keys(mask, row + r, tile * SWA_TILE), s->value_tile);
+            swa_tile_product(kv, 1, SWA_TILE, (const unsigned char *)p + (size_t)(r * SWA_TILE) * element, SWA_TILE,
+                             seen, columns / panel, s->output + r * columns, columns, true);
+        }
+    }
+    for (int64_t r = 0; r < m; r++) {
+        float sum = row_sum(s->sums + r * SWA_MAX_LANES);
+        kernels->scale(d, s->output + r * columns, 1.0f / sum);
+        if (log_sum)
+            log_sum[r] = s->shifts[r] + log2f(sum);
+    }
+}
+
+int64_t swa_block_rows(swa_mask_t mask, int64_t row, int64_t end)
+{
+    int64_t m = swa_min(SWA_QUERY_BLOCK, end - row);
+    return row < mask.full_from ? swa_min(m, mask.full_from - row) : m; /* all windowed or all full */
+}
+
+/* The block's outputs under the mix: scratch->output or scratch->mixed. */
+static const float *attend_mixed(const swa_kv_t *kv, const swa_mix_t *mix, int64_t kv_head, int64_t row, int64_t m,
+                                 const void *queries, int64_t stride, swa_attention_scratch_t *scratch)
+{
+    const int64_t count = m * kv->value_columns;
+    bool first = true;
+    for (int64_t c = 0; c < mix->n; c++) {
+        if (mix->weights[c] == 0.0f)
+            continue;
+        swa_attend_block(kv, mix->masks[c], kv_head, row, m, queries, stride, scratch, NULL);
+        if (mix->weights[c] == 1.0f)
+            return scratch->output;
+        if (first)
+            memset(scratch->mixed, 0, (size_t)count * sizeof(float));
+        kv->kernels->add_scaled(count, scratch->mixed, mix->weights[c], scratch->output);
+        first = false;
+    }
+    return scratch->mixed;
+}
+
+void swa_attend(const swa_model_t *model, const swa_kv_t *kv, const swa_mix_t *mix, int64_t first, int64_t end,
                 int64_t head_first, int64_t head_end, const void *queries, void *out, int64_t stride,
                 swa_attention_scratch_t *scratch)
 {
     const int64_t d = kv->head_dim, group = model->config.n_heads / kv->n_kv_heads;
     const size_t element = swa_activation_size(model);
     for (int64_t row = first, m; row < end; row += m) {
-        m = swa_min(SWA_QUERY_BLOCK, end - row);
-        if (row < mask.full_from) /* a block is all windowed or all full */
-            m = swa_min(m, mask.full_from - row);
+        m = swa_block_rows(mix->masks[0], row, end);
         for (int64_t head = head_first; head < head_end; head++) {
             size_t offset = (size_t)((row - first) * stride + head * d) * element;
-            attend_block(kv, mask, head / group, row, m, (const unsigned char *)queries + offset, stride, scratch);
-            for (int64_t r = 0; r < m; r++) {
-                float *output = scratch->output + r * kv->value_columns;
-                kv->kernels->scale(d, output, 1.0f / row_sum(scratch->sums + r * SWA_MAX_LANES));
-                swa_store_activation(model, d, output, (unsigned char *)out + offset + (size_t)(r * stride) * element);
-            }
+            const float *mixed = attend_mixed(kv, mix, head / group, row, m, (const unsigned char *)queries + offset,
+                                              stride, scratch);
+            for (int64_t r = 0; r < m; r++)
+                swa_store_activation(model, d, mixed + r * kv->value_columns,
+                                     (unsigned char *)out + offset + (size_t)(r * stride) * element);
         }
     }
 }

@@ -243,7 +243,8 @@ static void attend_task(void *context, int64_t kv_head, int thread)
     const swa_config_t *c = &s->model->config;
     const int64_t group = c->n_heads / c->n_kv_heads, row = s->n_tokens;
     swa_mask_t mask = {s->decode_window[step->layer], s->decode_sinks[step->layer], row + 1};
-    swa_attend(s->model, &s->kv[step->layer], mask, row, row + 1, kv_head * group, (kv_head + 1) * group, s->queries,
+    swa_mix_t mix = swa_single_mask(mask);
+    swa_attend(s->model, &s->kv[step->layer], &mix, row, row + 1, kv_head * group, (kv_head + 1) * group, s->queries,
                s->attended, swa_activation_stride(c->n_heads * c->head_dim), &s->attention[thread]);
 }
 

@@ -4,22 +4,10 @@
 
 #include <math.h>
 
+#include "arena.h"
 #include "parallel.h"
 
 /* ---- workspace ---------------------------------------------------------------------------------------------- */
-
-/* Hands out 64-byte aligned pieces; with base NULL it only counts. */
-typedef struct {
-    unsigned char *base;
-    size_t used;
-} arena_t;
-
-static void *carve(arena_t *arena, size_t bytes)
-{
-    void *piece = arena->base ? arena->base + arena->used : NULL;
-    arena->used += (bytes + 63) / 64 * 64;
-    return piece;
-}
 
 static int64_t chunk_rows(const swa_model_t *model, int64_t n_tokens, int n_threads)
 {
@@ -29,31 +17,31 @@ static int64_t chunk_rows(const swa_model_t *model, int64_t n_tokens, int n_thre
     return swa_max(1, swa_min(3, swa_min(in_cache, balanced) / SWA_TILE)) * SWA_TILE;
 }
 
-static void layout(swa_workspace_t *ws, arena_t *arena)
+static void layout(swa_workspace_t *ws, swa_arena_t *arena)
 {
     const swa_config_t *c = &ws->model->config;
     const int64_t query_columns = c->n_heads * c->head_dim, half = c->head_dim / 2;
     const size_t element = swa_activation_size(ws->model);
-    ws->cosines = carve(arena, (size_t)(ws->n_tokens * half) * sizeof(float));
-    ws->sines = carve(arena, (size_t)(ws->n_tokens * half) * sizeof(float));
-    ws->queries = carve(arena, (size_t)(ws->n_tokens * swa_activation_stride(query_columns)) * element);
+    ws->cosines = swa_carve(arena, (size_t)(ws->n_tokens * half) * sizeof(float));
+    ws->sines = swa_carve(arena, (size_t)(ws->n_tokens * half) * sizeof(float));
+    ws->queries = swa_carve(arena, (size_t)(ws->n_tokens * swa_activation_stride(query_columns)) * element);
     ws->kv = swa_kv_layout(ws->model->kernels, ws->model->bf16_activations, c->n_kv_heads, c->head_dim, ws->n_tokens);
-    unsigned char *kv_memory = carve(arena, swa_kv_bytes(&ws->kv));
+    unsigned char *kv_memory = swa_carve(arena, swa_kv_bytes(&ws->kv));
     if (kv_memory)
         swa_kv_place(&ws->kv, kv_memory);
 
     const size_t block = (size_t)(ws->chunk * ws->column_stride) * sizeof(float);
     const int64_t widest = swa_max(c->hidden_size, ws->column_stride);
-    ws->scratch = carve(arena, (size_t)ws->n_threads * sizeof *ws->scratch);
+    ws->scratch = swa_carve(arena, (size_t)ws->n_threads * sizeof *ws->scratch);
     for (int i = 0; i < ws->n_threads; i++) {
         swa_scratch_t s;
-        s.row = carve(arena, (size_t)widest * sizeof(float));
-        s.columns = carve(arena, block);
-        s.more_columns = carve(arena, block);
-        s.normed = carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->hidden_size)) * element);
-        s.attended = carve(arena, (size_t)(ws->chunk * swa_activation_stride(query_columns)) * element);
-        s.intermediate = carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->intermediate_size)) * element);
-        unsigned char *attention = carve(arena, swa_attention_scratch_bytes(&ws->kv));
+        s.row = swa_carve(arena, (size_t)widest * sizeof(float));
+        s.columns = swa_carve(arena, block);
+        s.more_columns = swa_carve(arena, block);
+        s.normed = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->hidden_size)) * element);
+        s.attended = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(query_columns)) * element);
+        s.intermediate = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->intermediate_size)) * element);
+        unsigned char *attention = swa_carve(arena, swa_attention_scratch_bytes(&ws->kv));
         if (attention) {
             swa_attention_scratch_place(&s.attention, &ws->kv, attention);
             ws->scratch[i] = s;
@@ -61,7 +49,7 @@ static void layout(swa_workspace_t *ws, arena_t *arena)
     }
 }
 
-static swa_workspace_t describe(const swa_model_t *model, int64_t n_tokens, int n_threads)
+swa_workspace_t swa_workspace_describe(const swa_model_t *model, int64_t n_tokens, int n_threads)
 {
     swa_workspace_t ws = {.model = model, .n_tokens = n_tokens, .n_threads = n_threads};
     ws.chunk = chunk_rows(model, n_tokens, n_threads);
@@ -71,19 +59,19 @@ static swa_workspace_t describe(const swa_model_t *model, int64_t n_tokens, int 
 
 size_t swa_pass_bytes(const swa_model_t *model, int64_t n_tokens, int n_threads)
 {
-    swa_workspace_t ws = describe(model, n_tokens, n_threads);
-    arena_t arena = {0};
+    swa_workspace_t ws = swa_workspace_describe(model, n_tokens, n_threads);
+    swa_arena_t arena = {0};
     layout(&ws, &arena);
     return arena.used;
 }
 
 swa_status_t swa_workspace_open(swa_workspace_t *ws, const swa_model_t *model, swa_run_t *run, int64_t n_tokens)
 {
-    *ws = describe(model, n_tokens, run->n_threads);
+    *ws = swa_workspace_describe(model, n_tokens, run->n_threads);
     ws->run = run;
-    arena_t arena = {0};
+    swa_arena_t arena = {0};
     layout(ws, &arena);
-    arena = (arena_t){.base = ws->memory = swa_allocate(arena.used, 1)};
+    arena = (swa_arena_t){.base = ws->memory = swa_allocate(arena.used, 1)};
     if (!ws->memory)
         return SWA_ERROR_MEMORY;
     layout(ws, &arena);
@@ -108,12 +96,22 @@ uint64_t swa_project_cost(const swa_model_t *model, int64_t n_rows, int64_t n_qu
     return 2 * (uint64_t)c->hidden_size * ((uint64_t)n_queries * query + (uint64_t)n_rows * 2 * kv);
 }
 
-uint64_t swa_finish_cost(const swa_model_t *model, swa_mask_t mask, int64_t first, int64_t end)
+uint64_t swa_finish_mixed_cost(const swa_model_t *model, const swa_mix_t *mix, int64_t first, int64_t end)
 {
     const swa_config_t *c = &model->config;
     uint64_t rows = (uint64_t)(end - first), width = (uint64_t)(c->n_heads * c->head_dim);
     uint64_t weights = (uint64_t)c->hidden_size * (width + 3 * (uint64_t)c->intermediate_size);
-    return 2 * rows * weights + 4 * width * (uint64_t)swa_visible_pairs(mask, first, end);
+    uint64_t pairs = 0;
+    for (int64_t i = 0; i < mix->n; i++)
+        if (mix->weights[i] != 0.0f)
+            pairs += (uint64_t)swa_visible_pairs(mix->masks[i], first, end);
+    return 2 * rows * weights + 4 * width * pairs;
+}
+
+uint64_t swa_finish_cost(const swa_model_t *model, swa_mask_t mask, int64_t first, int64_t end)
+{
+    swa_mix_t mix = swa_single_mask(mask);
+    return swa_finish_mixed_cost(model, &mix, first, end);
 }
 
 /* ---- one layer ---------------------------------------------------------------------------------------------- */
@@ -127,34 +125,28 @@ swa_mask_t swa_layer_mask(const swa_policy_t *policy, int64_t layer)
 typedef struct {
     swa_workspace_t *ws;
     const swa_layer_t *layer;
-    swa_mask_t mask;
+    const swa_mix_t *mix;
     const float *x;
     float *x_out;
     int64_t first, end, query_first;
 } pass_t;
 
-typedef struct {
-    int64_t row, m; /* first row of a chunk, number of rows */
-} chunk_t;
-
-/* Chunks are aligned to absolute positions: a key tile belongs to one task. */
-static int64_t chunk_count(const pass_t *pass)
+int64_t swa_chunk_count(const swa_workspace_t *ws, int64_t first, int64_t end)
 {
-    return (pass->end - 1) / pass->ws->chunk - pass->first / pass->ws->chunk + 1;
+    return (end - 1) / ws->chunk - first / ws->chunk + 1;
 }
 
-static chunk_t chunk_at(const pass_t *pass, int64_t index)
+swa_chunk_t swa_chunk_at(const swa_workspace_t *ws, int64_t first, int64_t end, int64_t index)
 {
-    int64_t start = (pass->first / pass->ws->chunk + index) * pass->ws->chunk;
-    int64_t row = swa_max(start, pass->first);
-    return (chunk_t){row, swa_min(start + pass->ws->chunk, pass->end) - row};
+    int64_t start = (first / ws->chunk + index) * ws->chunk, row = swa_max(start, first);
+    return (swa_chunk_t){row, swa_min(start + ws->chunk, end) - row};
 }
 
 typedef enum { QUERIES, KEYS, VALUES } part_t;
 
 /* Queries, keys or values of a chunk: [m][hidden] x [hidden][heads * head_dim]; then, head by head, norm and RoPE (not
  * for values), and into the workspace. */
-static void project_part(const pass_t *pass, chunk_t chunk, part_t part, swa_scratch_t *s)
+static void project_part(const pass_t *pass, swa_chunk_t chunk, part_t part, swa_scratch_t *s)
 {
     swa_workspace_t *ws = pass->ws;
     const swa_model_t *model = ws->model;
@@ -176,6 +168,9 @@ static void project_part(const pass_t *pass, chunk_t chunk, part_t part, swa_scr
             int64_t row = chunk.row + r;
             float *heads = s->columns + (r - skip) * ws->column_stride;
             for (int64_t i = 0; i < columns; i += d) {
+                if (part != VALUES && ws->raw_heads)
+                    memcpy(swa_raw_head(ws, row, (column + i) / d + (part == KEYS ? c->n_heads : 0)), heads + i,
+                           (size_t)d * sizeof(float));
                 if (part != VALUES)
                     swa_finish_head(model, norm, ws->cosines + row * half, ws->sines + row * half, heads + i);
                 if (part == KEYS)
@@ -190,9 +185,9 @@ static void project_part(const pass_t *pass, chunk_t chunk, part_t part, swa_scr
     }
 }
 
-static void norm_chunk(const pass_t *pass, const swa_vector_t *weight, const float *x, int64_t m, swa_scratch_t *s)
+void swa_norm_rows(const swa_workspace_t *ws, const swa_vector_t *weight, const float *x, int64_t m, swa_scratch_t *s)
 {
-    const swa_model_t *model = pass->ws->model;
+    const swa_model_t *model = ws->model;
     const int64_t hidden = model->config.hidden_size;
     const size_t row_bytes = (size_t)swa_activation_stride(hidden) * swa_activation_size(model);
     for (int64_t r = 0; r < m; r++)
@@ -205,10 +200,10 @@ static void project_chunk(void *context, int64_t task, int thread)
     swa_workspace_t *ws = pass->ws;
     if (swa_cancelled(ws->run))
         return;
-    chunk_t chunk = chunk_at(pass, task);
+    swa_chunk_t chunk = swa_chunk_at(ws, pass->first, pass->end, task);
     swa_scratch_t *s = &ws->scratch[thread];
     const float *x = pass->x + (chunk.row - pass->first) * ws->model->config.hidden_size;
-    norm_chunk(pass, &pass->layer->input_norm, x, chunk.m, s);
+    swa_norm_rows(ws, &pass->layer->input_norm, x, chunk.m, s);
     project_part(pass, chunk, QUERIES, s);
     project_part(pass, chunk, KEYS, s);
     project_part(pass, chunk, VALUES, s);
@@ -220,14 +215,13 @@ void swa_project(swa_workspace_t *ws, int64_t layer, const float *x, int64_t fir
 {
     pass_t pass = {
         .ws = ws, .layer = &ws->model->layers[layer], .x = x, .first = first, .end = end, .query_first = query_first};
-    swa_parallel_for(ws->n_threads, chunk_count(&pass), project_chunk, &pass);
+    swa_parallel_for(ws->n_threads, swa_chunk_count(ws, first, end), project_chunk, &pass);
 }
 
-/* x_out[m][hidden] = x + a[m][k] W: an output projection onto the residual stream. */
-static void add_product(const swa_workspace_t *ws, const swa_linear_t *linear, const void *a, int64_t a_stride,
-                        int64_t m, const float *x, float *x_out, swa_scratch_t *s)
+void swa_add_product(const swa_workspace_t *ws, const swa_linear_t *linear, const void *a, int64_t a_stride, int64_t m,
+                     const float *x, float *x_out, swa_scratch_t *s)
 {
-    const int64_t hidden = ws->model->config.hidden_size;
+    const int64_t hidden = linear->matrix.n;
     for (int64_t column = 0; column < hidden; column += ws->column_stride) {
         int64_t columns = swa_min(ws->column_stride, hidden - column);
         if (swa_cancelled(ws->run))
@@ -273,7 +267,8 @@ static void finish_chunk(void *context, int64_t task, int thread)
     const swa_config_t *c = &model->config;
     swa_scratch_t *s = &ws->scratch[thread];
     /* Late rows see most keys under full attention: begin with them, so that no thread ends alone on one. */
-    chunk_t chunk = chunk_at(pass, chunk_count(pass) - 1 - task);
+    swa_chunk_t chunk =
+        swa_chunk_at(ws, pass->first, pass->end, swa_chunk_count(ws, pass->first, pass->end) - 1 - task);
     const int64_t query_stride = swa_activation_stride(c->n_heads * c->head_dim);
     const int64_t offset = (chunk.row - pass->first) * c->hidden_size;
     const float *x = pass->x + offset;
@@ -282,24 +277,31 @@ static void finish_chunk(void *context, int64_t task, int thread)
         if (swa_cancelled(ws->run))
             return;
         size_t element = swa_activation_size(model);
-        swa_attend(model, &ws->kv, pass->mask, chunk.row + row, chunk.row + swa_min(chunk.m, row + SWA_QUERY_BLOCK), 0,
+        swa_attend(model, &ws->kv, pass->mix, chunk.row + row, chunk.row + swa_min(chunk.m, row + SWA_QUERY_BLOCK), 0,
                    c->n_heads, ws->queries + (size_t)((chunk.row + row) * query_stride) * element,
                    s->attended + (size_t)(row * query_stride) * element, query_stride, &s->attention);
     }
-    add_product(ws, &layer->o, s->attended, query_stride, chunk.m, x, x_out, s);
-    norm_chunk(pass, &layer->post_attention_norm, x_out, chunk.m, s);
+    swa_add_product(ws, &layer->o, s->attended, query_stride, chunk.m, x, x_out, s);
+    swa_norm_rows(ws, &layer->post_attention_norm, x_out, chunk.m, s);
     gated_product(ws, layer, chunk.m, s);
-    add_product(ws, &layer->down, s->intermediate, swa_activation_stride(c->intermediate_size), chunk.m, x_out, x_out,
+    swa_add_product(ws, &layer->down, s->intermediate, swa_activation_stride(c->intermediate_size), chunk.m, x_out, x_out,
                 s);
-    swa_advance(ws->run, swa_finish_cost(model, pass->mask, chunk.row, chunk.row + chunk.m));
+    swa_advance(ws->run, swa_finish_mixed_cost(model, pass->mix, chunk.row, chunk.row + chunk.m));
+}
+
+void swa_finish_mixed(swa_workspace_t *ws, int64_t layer, const swa_mix_t *mix, const float *x, float *x_out,
+                      int64_t first, int64_t end)
+{
+    pass_t pass = {
+        .ws = ws, .layer = &ws->model->layers[layer], .mix = mix, .x = x, .x_out = x_out, .first = first, .end = end};
+    swa_parallel_for(ws->n_threads, swa_chunk_count(ws, first, end), finish_chunk, &pass);
 }
 
 void swa_finish(swa_workspace_t *ws, int64_t layer, swa_mask_t mask, const float *x, float *x_out, int64_t first,
                 int64_t end)
 {
-    pass_t pass = {
-        .ws = ws, .layer = &ws->model->layers[layer], .mask = mask, .x = x, .x_out = x_out, .first = first, .end = end};
-    swa_parallel_for(ws->n_threads, chunk_count(&pass), finish_chunk, &pass);
+    swa_mix_t mix = swa_single_mask(mask);
+    swa_finish_mixed(ws, layer, &mix, x, x_out, first, end);
 }
 
 void swa_embed_rows(swa_workspace_t *ws, const int32_t *ids, int64_t n_rows, float *x)

@@ -13,16 +13,6 @@ static swa_model_t bare_model(const swa_kernels_t *kernels, swa_dtype_t dtype)
     return model;
 }
 
-static void load_activation(const swa_model_t *model, int64_t n, const void *activation, float *x)
-{
-    if (!model->bf16_activations) {
-        memcpy(x, activation, (size_t)n * sizeof(float));
-        return;
-    }
-    for (int64_t i = 0; i < n; i++)
-        x[i] = swa_float_from_bf16(((const uint16_t *)activation)[i]);
-}
-
 static double now(void)
 {
     struct timespec time;
@@ -35,7 +25,7 @@ static double now(void)
 typedef struct {
     swa_model_t model;
     swa_kv_t kv;
-    swa_mask_t mask;
+    swa_mix_t mix;
     int64_t n_tokens, stride;
     unsigned char *queries, *out; /* activation rows [n_tokens] */
     swa_attention_scratch_t *scratch;
@@ -46,7 +36,7 @@ static void attend_rows(void *context, int64_t task, int thread)
     const attention_t *a = context;
     int64_t first = task * SWA_QUERY_BLOCK, end = swa_min(a->n_tokens, first + SWA_QUERY_BLOCK);
     size_t offset = (size_t)(first * a->stride) * swa_activation_size(&a->model);
-    swa_attend(&a->model, &a->kv, a->mask, first, end, 0, a->model.config.n_heads, a->queries + offset, a->out + offset,
+    swa_attend(&a->model, &a->kv, &a->mix, first, end, 0, a->model.config.n_heads, a->queries + offset, a->out + offset,
                a->stride, &a->scratch[thread]);
 }
 
@@ -56,7 +46,7 @@ swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype,
                                 double *seconds)
 {
     const int64_t width = n_heads * head_dim;
-    attention_t a = {.model = bare_model(kernels, dtype), .mask = {window, sinks, full_from}, .n_tokens = n_tokens};
+    attention_t a = {.model = bare_model(kernels, dtype), .mix = swa_single_mask((swa_mask_t){window, sinks, full_from}), .n_tokens = n_tokens};
     a.model.config.n_heads = n_heads;
     a.stride = swa_activation_stride(width);
     a.kv = swa_kv_layout(kernels, a.model.bf16_activations, n_kv_heads, head_dim, n_tokens);
@@ -85,7 +75,7 @@ swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype,
         swa_parallel_for(n_threads, (n_tokens + SWA_QUERY_BLOCK - 1) / SWA_QUERY_BLOCK, attend_rows, &a);
         *seconds = now() - start;
         for (int64_t t = 0; t < n_tokens; t++)
-            load_activation(&a.model, width, a.out + (size_t)t * row_bytes, out + t * width);
+            swa_load_activation(&a.model, width, a.out + (size_t)t * row_bytes, out + t * width);
     }
     swa_release(kv_memory);
     swa_release(scratch_memory);

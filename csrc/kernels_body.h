@@ -236,6 +236,12 @@ static void add(int64_t n, float *x, const float *y)
     FOR_VECTORS(n) store_some(x + i, n - i, vf_add(load_some(x + i, n - i), load_some(y + i, n - i)));
 }
 
+static void add_scaled(int64_t n, float *x, float factor, const float *y)
+{
+    FOR_VECTORS(n)
+    store_some(x + i, n - i, vf_fma(vf_set1(factor), load_some(y + i, n - i), load_some(x + i, n - i)));
+}
+
 static void scale(int64_t n, float *x, float factor)
 {
     FOR_VECTORS(n) store_some(x + i, n - i, vf_mul(load_some(x + i, n - i), vf_set1(factor)));
@@ -316,6 +322,77 @@ static void exp_shifted(int64_t n, const float *x, float shift, float *out)
     }
 }
 
+/* ---- backward ---------------------------------------------------------------------------------------------- */
+
+static void dot(int64_t n, const float *x, const float *y, float *out)
+{
+    vf products = vf_set1(0.0f);
+    FOR_VECTORS(n) products = vf_fma(load_some(x + i, n - i), load_some(y + i, n - i), products);
+    *out = lanes_sum(products);
+}
+
+/* With r = 1 / sqrt(mean(x^2) + eps): d_x = r (weight d_out - x r^2 mean(weight d_out x)). */
+static void rms_norm_back(int64_t n, const float *x, const float *weight, float eps, const float *d_out, float *d_x)
+{
+    vf squares = vf_set1(0.0f), products = vf_set1(0.0f);
+    FOR_VECTORS(n)
+    {
+        vf value = load_some(x + i, n - i);
+        squares = vf_fma(value, value, squares);
+        products = vf_fma(vf_mul(load_some(weight + i, n - i), load_some(d_out + i, n - i)), value, products);
+    }
+    float r = 1.0f / sqrtf(lanes_sum(squares) / (float)n + eps);
+    vf factor = vf_set1(r), pull = vf_set1(-r * r * r * (lanes_sum(products) / (float)n));
+    FOR_VECTORS(n)
+    {
+        vf direct = vf_mul(vf_mul(load_some(weight + i, n - i), load_some(d_out + i, n - i)), factor);
+        vf change = vf_fma(pull, load_some(x + i, n - i), direct);
+        store_some(d_x + i, n - i, vf_add(load_some(d_x + i, n - i), change));
+    }
+}
+
+/* With s = sigmoid(gate): d silu / d gate = s (1 + gate (1 - s)). */
+static void silu_mul_back(int64_t n, const float *gate, const float *up, const float *d_out, float *d_gate, float *d_up)
+{
+    const vf one = vf_set1(1.0f);
+    FOR_VECTORS(n)
+    {
+        vf g = load_some(gate + i, n - i), d = load_some(d_out + i, n - i), u = load_some(up + i, n - i);
+        vf s = vf_div(one, vf_add(one, exp2_vector(vf_mul(g, vf_set1(-SWA_LOG2_E)))));
+        vf slope = vf_mul(s, vf_fma(g, vf_sub(one, s), one));
+        store_some(d_up + i, n - i, vf_mul(d, vf_mul(g, s)));
+        store_some(d_gate + i, n - i, vf_mul(vf_mul(d, u), slope));
+    }
+}
+
+static void softmax_back_queries(int64_t m, const float *scores, const float *d_probabilities, float scale_factor,
+                                 float weight, const float *log_sum, const float *delta, bool accumulate,
+                                 float *d_scores)
+{
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t i = r * SWA_TILE; i < (r + 1) * SWA_TILE; i += VECTOR_LANES) {
+            vf exponent = vf_sub(vf_mul(vf_load(scores + i), vf_set1(scale_factor)), vf_set1(log_sum[r]));
+            vf p = vf_mul(exp2_vector(exponent), vf_set1(weight));
+            vf change = vf_mul(p, vf_sub(vf_load(d_probabilities + i), vf_set1(delta[r])));
+            vf_store(d_scores + i, accumulate ? vf_add(vf_load(d_scores + i), change) : change);
+        }
+}
+
+static void softmax_back_keys(int64_t m, const float *scores, const float *d_probabilities, float scale_factor,
+                              float weight, const float *log_sum, const float *delta, bool accumulate,
+                              float *probabilities, float *d_scores)
+{
+    for (int64_t r = 0; r < m; r++)
+        for (int64_t column = 0; column < SWA_TILE; column += VECTOR_LANES) {
+            int64_t i = r * SWA_TILE + column;
+            vf exponent = vf_sub(vf_mul(vf_load(scores + i), vf_set1(scale_factor)), vf_load(log_sum + column));
+            vf p = vf_mul(exp2_vector(exponent), vf_set1(weight));
+            vf change = vf_mul(p, vf_sub(vf_load(d_probabilities + i), vf_load(delta + column)));
+            vf_store(probabilities + i, accumulate ? vf_add(vf_load(probabilities + i), p) : p);
+            vf_store(d_scores + i, accumulate ? vf_add(vf_load(d_scores + i), change) : change);
+        }
+}
+
 /* ---- measurements ------------------------------------------------------------------------------------------ */
 
 #define FOR_SUMS                                                                                                       \
@@ -394,10 +471,16 @@ const swa_kernels_t JOIN(swa_kernels_, TIER) = {
     .rope = rope,
     .silu_mul = silu_mul,
     .add = add,
+    .add_scaled = add_scaled,
     .scale = scale,
     .to_bf16 = to_bf16,
     .softmax_tile = softmax_tile,
     .exp_shifted = exp_shifted,
+    .dot = dot,
+    .rms_norm_back = rms_norm_back,
+    .silu_mul_back = silu_mul_back,
+    .softmax_back_queries = softmax_back_queries,
+    .softmax_back_keys = softmax_back_keys,
     .peak_f32 = peak_f32,
     .sum = sum,
 };

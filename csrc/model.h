@@ -54,6 +54,11 @@ static inline int64_t swa_activation_stride(int64_t n) { return swa_round_up(n, 
 
 /* Rounds (bf16) or copies one row of n float32 values into an activation buffer. */
 void swa_store_activation(const swa_model_t *model, int64_t n, const float *x, void *activation);
+void swa_load_activation(const swa_model_t *model, int64_t n, const void *activation, float *x);
+
+/* c[m][panel] (+)= a[m][first ..] b for `depth` rows of one packed panel; a_stride in elements. */
+void swa_panel_product(const swa_model_t *model, int64_t m, int64_t depth, const void *a, int64_t first,
+                       int64_t a_stride, const void *b, float *c, int64_t c_stride, bool accumulate);
 
 /* c[m][columns] = a[m][k] W^T + bias for the outputs [column, column + columns); column is a multiple of the panel.
  * c_stride must cover `columns` rounded up to whole panels, whose surplus is scratch. */
@@ -86,6 +91,12 @@ bool swa_matrix_describe(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_
                          size_t *bytes);
 swa_status_t swa_matrix_allocate(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_t n, int64_t k,
                                  swa_matrix_t *matrix);
+
+/* The transpose, for the backward pass: dX = dY W multiplies by the matrix whose outputs are W's inputs. Packs panel
+ * `index` of it, its inputs [first, end) alone: `out` gets [end - first][panel] elements in the order of a panel, `first`
+ * and `end` even (the last may be the padded end). */
+void swa_transpose_panel(const swa_kernels_t *kernels, bool pairs, const swa_matrix_t *from, int64_t index,
+                         int64_t first, int64_t end, void *out);
 
 void *swa_allocate(size_t count, size_t size); /* zeroed, 64-byte aligned; NULL on overflow or lack of memory */
 void swa_release(void *memory);

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "arena.h"
 #include "parallel.h"
 
 enum { VOCABULARY_BLOCK = 1024, ROW_BLOCK = 64 }; /* a whole number of panels on every tier */
@@ -149,6 +150,19 @@ swa_status_t swa_score_rows(const swa_model_t *model, swa_run_t *run, const floa
     return status;
 }
 
+/* ---- one row of logits, whole ---------------------------------------------------------------------------------- */
+
+/* Summaries of all vocabulary blocks of a row; `exponentials` is scratch of VOCABULARY_BLOCK floats. */
+static void summarise_row(const swa_kernels_t *kernels, const float *logits, int64_t vocab_size, block_t *blocks,
+                          float *exponentials)
+{
+    for (int64_t b = 0; b < block_count(vocab_size); b++) {
+        int64_t column = b * VOCABULARY_BLOCK;
+        blocks[b] =
+            summarise(kernels, logits + column, swa_min(VOCABULARY_BLOCK, vocab_size - column), exponentials);
+    }
+}
+
 swa_status_t swa_hook_log_prob(const swa_kernels_t *kernels, const float *logits, int64_t m, int64_t vocab_size,
                                const int64_t *targets, double *nll, uint8_t *greedy)
 {
@@ -158,13 +172,168 @@ swa_status_t swa_hook_log_prob(const swa_kernels_t *kernels, const float *logits
         return SWA_ERROR_MEMORY;
     float exponentials[VOCABULARY_BLOCK];
     for (int64_t r = 0; r < m; r++, logits += vocab_size) {
-        for (int64_t b = 0; b < n_blocks; b++) {
-            int64_t column = b * VOCABULARY_BLOCK;
-            blocks[b] =
-                summarise(kernels, logits + column, swa_min(VOCABULARY_BLOCK, vocab_size - column), exponentials);
-        }
+        summarise_row(kernels, logits, vocab_size, blocks, exponentials);
         nll[r] = combine(blocks, n_blocks, logits[targets[r]], (int32_t)targets[r], &greedy[r]);
     }
     swa_release(blocks);
     return SWA_OK;
+}
+
+/* ---- backward ------------------------------------------------------------------------------------------------- */
+
+/* Up to ROW_BLOCK rows on their way back from loss to residual. */
+typedef struct {
+    const swa_model_t *model;
+    swa_run_t *run;
+    int64_t m, n_blocks, d_stride; /* stride of d_logits */
+    const float *x, *reference;
+    const int32_t *targets;
+    float weight;
+    float *logits;            /* [m][vocab_size] */
+    unsigned char *d_logits;  /* activation rows [m][vocab_size] */
+    float *d_normed;          /* [m][normed_stride], whole panels */
+    int64_t normed_stride;
+    block_t *blocks;          /* [n_threads][2][n_blocks] */
+    unsigned char *transposed; /* [n_threads] slices of a panel */
+    size_t slice_bytes;
+    double *loss;
+    uint8_t *greedy;
+    float *d_x;
+} head_back_t;
+
+/* log of the sum of exp(logit) */
+static double log_sum(const block_t *blocks, int64_t n_blocks)
+{
+    uint8_t unused;
+    return combine(blocks, n_blocks, 0.0f, 0, &unused);
+}
+
+/* d_logits = weight (softmax(logits) - target distribution), and the loss. */
+static void loss_row(void *context, int64_t r, int thread)
+{
+    head_back_t *head = context;
+    const swa_kernels_t *kernels = head->model->kernels;
+    const int64_t vocab_size = head->model->config.vocab_size, n_blocks = head->n_blocks;
+    float *logits = head->logits + r * vocab_size, p[VOCABULARY_BLOCK], q[VOCABULARY_BLOCK];
+    const float *reference = head->reference ? head->reference + r * vocab_size : NULL;
+    block_t *blocks = head->blocks + thread * 2 * n_blocks, *reference_blocks = blocks + n_blocks;
+    if (swa_cancelled(head->run))
+        return;
+    summarise_row(kernels, logits, vocab_size, blocks, p);
+    const int32_t target = head->targets[r];
+    head->loss[r] = combine(blocks, n_blocks, logits[target], target, &head->greedy[r]);
+    const double total = log_sum(blocks, n_blocks);
+    double reference_total = 0.0, divergence = 0.0;
+    if (reference) {
+        summarise_row(kernels, reference, vocab_size, reference_blocks, q);
+        reference_total = log_sum(reference_blocks, n_blocks);
+    }
+    for (int64_t column = 0; column < vocab_size; column += VOCABULARY_BLOCK) {
+        const int64_t n = swa_min(VOCABULARY_BLOCK, vocab_size - column);
+        float *line = logits + column;
+        kernels->exp_shifted(n, line, (float)total, p);
+        if (reference) {
+            kernels->exp_shifted(n, reference + column, (float)reference_total, q);
+            for (int64_t i = 0; i < n; i++) {
+                divergence += (double)q[i] * ((double)reference[column + i] - (double)line[i]);
+                line[i] = head->weight * (p[i] - q[i]);
+            }
+        } else {
+            for (int64_t i = 0; i < n; i++)
+                line[i] = head->weight * (p[i] - (float)(column + i == target));
+        }
+    }
+    if (reference)
+        head->loss[r] = divergence - reference_total + total;
+    swa_store_activation(head->model, vocab_size, logits,
+                         head->d_logits + (size_t)(r * head->d_stride) * swa_activation_size(head->model));
+}
+
+/* One panel of d_normed[m][hidden_size] = d_logits W: W is transposed slice by slice, since it is read but once. */
+static void head_back_panel(void *context, int64_t panel, int thread)
+{
+    head_back_t *head = context;
+    const swa_model_t *model = head->model;
+    const swa_kernels_t *kernels = model->kernels;
+    const swa_matrix_t *matrix = &swa_head(model)->matrix;
+    const int64_t end = swa_round_up(matrix->n, 2), width = kernels->panel;
+    unsigned char *slice = head->transposed + (size_t)thread * head->slice_bytes;
+    float *out = head->d_normed + panel * width;
+    for (int64_t first = 0; first < end && !swa_cancelled(head->run); first += SWA_MAX_K_BLOCK) {
+        int64_t depth = swa_min(SWA_MAX_K_BLOCK, end - first);
+        swa_transpose_panel(kernels, model->bf16_activations, matrix, panel, first, first + depth, slice);
+        swa_panel_product(model, head->m, depth, head->d_logits, first, head->d_stride, slice, out,
+                          head->normed_stride, first > 0);
+    }
+    swa_advance(head->run, 2 * (uint64_t)(head->m * matrix->n) * (uint64_t)swa_min(width, matrix->k - panel * width));
+}
+
+static void layout_head_back(head_back_t *head, const swa_model_t *model, int64_t n_rows, int n_threads,
+                             swa_arena_t *arena)
+{
+    const swa_config_t *c = &model->config;
+    const int64_t m = swa_min(n_rows, ROW_BLOCK);
+    head->n_blocks = block_count(c->vocab_size);
+    head->d_stride = swa_activation_stride(c->vocab_size);
+    head->normed_stride = swa_round_up(c->hidden_size, model->kernels->panel);
+    head->slice_bytes = (size_t)(SWA_MAX_K_BLOCK * model->kernels->panel) * sizeof(float);
+    head->logits = swa_carve(arena, (size_t)(m * c->vocab_size) * sizeof(float));
+    head->d_logits = swa_carve(arena, (size_t)(m * head->d_stride) * swa_activation_size(model));
+    head->d_normed = swa_carve(arena, (size_t)(m * head->normed_stride) * sizeof(float));
+    head->blocks = swa_carve(arena, (size_t)(n_threads * 2 * head->n_blocks) * sizeof(block_t));
+    head->transposed = swa_carve(arena, (size_t)n_threads * head->slice_bytes);
+}
+
+size_t swa_head_back_bytes(const swa_model_t *model, int64_t n_rows, int n_threads)
+{
+    head_back_t head;
+    swa_arena_t arena = {0};
+    layout_head_back(&head, model, n_rows, n_threads, &arena);
+    return arena.used + swa_head_bytes(model, swa_min(n_rows, ROW_BLOCK), n_threads);
+}
+
+static swa_status_t score_block_back(head_back_t *head)
+{
+    const swa_model_t *model = head->model;
+    const int64_t hidden = model->config.hidden_size;
+    swa_status_t status = swa_logit_rows(model, head->run, head->x, head->m, head->logits);
+    if (status != SWA_OK)
+        return status;
+    swa_parallel_for(head->run->n_threads, head->m, loss_row, head);
+    swa_parallel_for(head->run->n_threads, head->normed_stride / model->kernels->panel, head_back_panel, head);
+    if (swa_cancelled(head->run))
+        return SWA_ERROR_CANCELLED;
+    memset(head->d_x, 0, (size_t)(head->m * hidden) * sizeof(float));
+    for (int64_t r = 0; r < head->m; r++)
+        model->kernels->rms_norm_back(hidden, head->x + r * hidden, model->norm.data, model->config.rms_norm_eps,
+                                      head->d_normed + r * head->normed_stride, head->d_x + r * hidden);
+    return SWA_OK;
+}
+
+swa_status_t swa_score_rows_back(const swa_model_t *model, swa_run_t *run, const float *x, int64_t n_rows,
+                                 const int32_t *targets, const float *reference, float weight, double *loss,
+                                 uint8_t *greedy, float *d_x)
+{
+    const int64_t hidden = model->config.hidden_size, vocab_size = model->config.vocab_size;
+    head_back_t head = {.model = model, .run = run, .weight = weight};
+    swa_arena_t arena = {0};
+    layout_head_back(&head, model, n_rows, run->n_threads, &arena);
+    unsigned char *memory = swa_allocate(arena.used, 1);
+    if (!memory)
+        return SWA_ERROR_MEMORY;
+    arena = (swa_arena_t){.base = memory};
+    layout_head_back(&head, model, n_rows, run->n_threads, &arena);
+    swa_status_t status = SWA_OK;
+    for (int64_t row = 0; status == SWA_OK && row < n_rows; row += ROW_BLOCK) {
+        head.m = swa_min(ROW_BLOCK, n_rows - row);
+        head.x = x + row * hidden;
+        head.d_x = d_x + row * hidden;
+        head.targets = targets + row;
+        head.reference = reference ? reference + row * vocab_size : NULL;
+        head.loss = loss + row;
+        head.greedy = greedy + row;
+        status = score_block_back(&head);
+    }
+    swa_release(memory);
+    return status;
 }

@@ -230,6 +230,10 @@ enum {
     RUN_NLL,
     RUN_GREEDY,
     LOGITS,
+    CHOICE_WINDOW,
+    CHOICE_WEIGHTS,
+    REFERENCE,
+    GRADIENT,
     N_ARRAYS
 };
 
@@ -243,6 +247,9 @@ typedef struct {
     double *nll, *run_nll;
     uint8_t *greedy, *run_greedy;
     float *logits;
+    swa_gates_t gates;
+    const float *reference;
+    double *gradient;
     swa_session_t *session;
     PyArrayObject *arrays[N_ARRAYS]; /* own what the pointers above point to */
 } sequence_call_t;
@@ -258,6 +265,13 @@ static swa_status_t compute_sweep(swa_call_t *base)
     sequence_call_t *c = (sequence_call_t *)base;
     return swa_sweep(c->engine->model, &base->run, c->ids, c->n_tokens, c->prompt_len, &c->policy, c->flip_window,
                      c->nll, c->greedy, c->run_nll, c->run_greedy);
+}
+
+static swa_status_t compute_gates(swa_call_t *base)
+{
+    sequence_call_t *c = (sequence_call_t *)base;
+    return swa_gates(c->engine->model, &base->run, c->ids, c->n_tokens, c->prompt_len, &c->gates, c->reference, c->nll,
+                     c->greedy, c->gradient);
 }
 
 static swa_status_t compute_logits(swa_call_t *base)
@@ -295,7 +309,7 @@ static void end_sequence_call(sequence_call_t *call)
     PyMem_RawFree(call);
 }
 
-static bool keep_sequence(sequence_call_t *call, PyObject *ids, PyObject *window, PyObject *sinks, PyObject *full_from)
+static bool keep_ids(sequence_call_t *call, PyObject *ids)
 {
     if (!atomic_load(&call->engine->finished)) {
         PyErr_SetString(PyExc_RuntimeError, "load every tensor and call finish() first");
@@ -306,7 +320,12 @@ static bool keep_sequence(sequence_call_t *call, PyObject *ids, PyObject *window
     if (!call->ids || swa_check_ids(call->arrays[IDS], swa_model_config(call->engine->model)->vocab_size))
         return false;
     call->n_tokens = PyArray_DIM(call->arrays[IDS], 0);
-    return (call->policy.window = keep_layers(call, WINDOW, window, "window", 0)) &&
+    return true;
+}
+
+static bool keep_sequence(sequence_call_t *call, PyObject *ids, PyObject *window, PyObject *sinks, PyObject *full_from)
+{
+    return keep_ids(call, ids) && (call->policy.window = keep_layers(call, WINDOW, window, "window", 0)) &&
            (call->policy.sinks = keep_layers(call, SINKS, sinks, "sinks", 0)) &&
            (call->policy.full_from = keep_layers(call, FULL_FROM, full_from, "full_from", 0));
 }
@@ -386,6 +405,79 @@ static PyObject *engine_sweep(engine_t *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
+/* Checks [n_layers][n_choices] windows and weights, and makes the gradient. */
+static bool keep_gates(sequence_call_t *call, PyObject *window, PyObject *sinks, PyObject *full_from, PyObject *weights)
+{
+    const swa_config_t *c = swa_model_config(call->engine->model);
+    const int64_t any[2] = {c->n_layers, SWA_ANY};
+    swa_gates_t *gates = &call->gates;
+    if (!(gates->window = keep(call, CHOICE_WINDOW, swa_array_copy(window, "window", NPY_INT64, 2, any))))
+        return false;
+    gates->n_choices = PyArray_DIM(call->arrays[CHOICE_WINDOW], 1);
+    if (gates->n_choices > SWA_MAX_CHOICES) {
+        PyErr_Format(PyExc_ValueError, "window has %lld choices a layer; at most %d are possible",
+                     (long long)gates->n_choices, SWA_MAX_CHOICES);
+        return false;
+    }
+    const int64_t shape[2] = {c->n_layers, gates->n_choices};
+    const int64_t gradient[3] = {c->n_layers, gates->n_choices, c->n_kv_heads};
+    if (!(gates->weights = keep(call, CHOICE_WEIGHTS, swa_array_copy(weights, "weights", NPY_FLOAT64, 2, shape))) ||
+        !(gates->sinks = keep_layers(call, SINKS, sinks, "sinks", 0)) ||
+        !(gates->full_from = keep_layers(call, FULL_FROM, full_from, "full_from", 0)) ||
+        !(call->gradient = keep(call, GRADIENT, swa_array_new(NPY_FLOAT64, 3, gradient))))
+        return false;
+    for (int64_t l = 0; l < c->n_layers; l++) {
+        double sum = 0.0;
+        for (int64_t i = l * gates->n_choices; i < (l + 1) * gates->n_choices; i++) {
+            if (gates->window[i] < 0 || !(gates->weights[i] >= 0.0)) {
+                PyErr_Format(PyExc_ValueError, "layer %lld: windows and weights must not be negative", (long long)l);
+                return false;
+            }
+            sum += gates->weights[i];
+        }
+        if (!(fabs(sum - 1.0) <= 1e-6)) {
+            PyErr_Format(PyExc_ValueError, "layer %lld: the weights of its choices must add up to 1", (long long)l);
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Reference logits of the answer's rows; None: the objective is the NLL. */
+static bool keep_reference(sequence_call_t *call, PyObject *reference)
+{
+    if (!reference || reference == Py_None)
+        return true;
+    const int64_t shape[2] = {call->n_tokens - call->prompt_len, swa_model_config(call->engine->model)->vocab_size};
+    call->reference = keep(call, REFERENCE, swa_array_copy(reference, "reference", NPY_FLOAT32, 2, shape));
+    for (int64_t i = 0; call->reference && i < shape[0] * shape[1]; i++)
+        if (!isfinite(call->reference[i])) {
+            PyErr_Format(PyExc_ValueError, "reference is not finite in row %lld", (long long)(i / shape[1]));
+            return false;
+        }
+    return call->reference != NULL;
+}
+
+static PyObject *engine_gates(engine_t *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ids", "prompt_len", "window", "sinks", "full_from", "weights", "reference", "progress", NULL};
+    PyObject *ids, *window, *sinks, *full_from, *weights, *reference = NULL, *progress = NULL, *result = NULL;
+    long long prompt_len;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLOOOO|$OO:gates", names, &ids, &prompt_len, &window, &sinks,
+                                     &full_from, &weights, &reference, &progress))
+        return NULL;
+    sequence_call_t *call = swa_call_new(sizeof *call, self->n_threads, compute_gates);
+    if (!call)
+        return NULL;
+    call->engine = self;
+    if (keep_ids(call, ids) && keep_answer(call, prompt_len) &&
+        keep_gates(call, window, sinks, full_from, weights) && keep_reference(call, reference) &&
+        swa_call_run(&call->base, self, progress) == 0)
+        result = PyTuple_Pack(3, call->arrays[NLL], call->arrays[GREEDY], call->arrays[GRADIENT]);
+    end_sequence_call(call);
+    return result;
+}
+
 static PyObject *engine_logits(engine_t *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"ids", "window", "sinks", "full_from", "first_row", "progress", NULL};
@@ -447,6 +539,15 @@ static PyObject *engine_workspace_bytes(engine_t *self, PyObject *args, PyObject
     return PyErr_Format(PyExc_ValueError, "kind is '%s'; it must be nll, sweep, logits or decode", kind);
 }
 
+static PyObject *engine_gates_bytes(engine_t *self, PyObject *args)
+{
+    long long n_tokens, n_choices;
+    if (!PyArg_ParseTuple(args, "LL:gates_bytes", &n_tokens, &n_choices) ||
+        !check_range("n_tokens", n_tokens, 1, INT32_MAX) || !check_range("n_choices", n_choices, 1, SWA_MAX_CHOICES))
+        return NULL;
+    return PyLong_FromSize_t(swa_gates_bytes(self->model, n_tokens, n_choices, self->n_threads));
+}
+
 /* ---- attributes --------------------------------------------------------------------------------------------- */
 
 static PyObject *engine_repr(engine_t *self)
@@ -504,6 +605,9 @@ static PyMethodDef engine_methods[] = {
      "NLL in nats and greedy match of every answer token."},
     {"sweep", (PyCFunction)(void (*)(void))engine_sweep, METH_VARARGS | METH_KEYWORDS,
      "nll of the base policy, and of every policy that changes one layer's window."},
+    {"gates", (PyCFunction)(void (*)(void))engine_gates, METH_VARARGS | METH_KEYWORDS,
+     "Loss of every answer token with weighted attention windows, and the gradient of its mean."},
+    {"gates_bytes", (PyCFunction)engine_gates_bytes, METH_VARARGS, "Bytes that gates() allocates."},
     {"logits", (PyCFunction)(void (*)(void))engine_logits, METH_VARARGS | METH_KEYWORDS,
      "Logits of the rows from first_row on."},
     {"start", (PyCFunction)(void (*)(void))engine_start, METH_VARARGS | METH_KEYWORDS,

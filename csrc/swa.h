@@ -17,7 +17,7 @@ typedef enum {
 typedef enum { SWA_FLOAT32, SWA_BFLOAT16 } swa_dtype_t;                        /* compute type of a model */
 typedef enum { SWA_SOURCE_F32, SWA_SOURCE_F16, SWA_SOURCE_BF16 } swa_source_t; /* type of loaded bytes */
 
-enum { SWA_MESSAGE_BYTES = 256, SWA_NO_FLIP = -1 };
+enum { SWA_MESSAGE_BYTES = 256, SWA_NO_FLIP = -1, SWA_MAX_CHOICES = 8 };
 
 typedef struct swa_kernels swa_kernels_t; /* one ISA tier's kernel table, kernels.h */
 typedef struct swa_model swa_model_t;     /* packed weights, weights.c */
@@ -78,6 +78,21 @@ swa_status_t swa_logits(const swa_model_t *model, swa_run_t *run, const int32_t 
 swa_status_t swa_sweep(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
                        int64_t prompt_len, const swa_policy_t *policy, const int64_t *flip_window, double *base_nll,
                        uint8_t *base_greedy, double *run_nll, uint8_t *run_greedy);
+
+/* gates.c: layer l's attention output is the sum over choices c < n_choices of weights[l][c] times attention under
+ * window[l][c]; sinks and full_from are the layer's. */
+typedef struct {
+    int64_t n_choices;
+    const int64_t *window, *sinks, *full_from; /* [n_layers][n_choices], [n_layers], [n_layers] */
+    const double *weights;                     /* [n_layers][n_choices], >= 0, their sum 1 */
+} swa_gates_t;
+/* loss and greedy [n_tokens - prompt_len]: the answer's NLL or, with reference (logits [n_tokens - prompt_len][V]),
+ * KL(reference || model) of every answer row. gradient [n_layers][n_choices][n_kv_heads]: of the mean loss with respect
+ * to weights[l][c], through the query heads of a KV head, relative to choice 0. */
+swa_status_t swa_gates(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
+                       int64_t prompt_len, const swa_gates_t *gates, const float *reference, double *loss,
+                       uint8_t *greedy, double *gradient);
+size_t swa_gates_bytes(const swa_model_t *model, int64_t n_tokens, int64_t n_choices, int n_threads);
 
 /* decode.c: prefill of all ids, then one token a step. decode_window[l] 0: that layer keeps every key. */
 swa_status_t swa_session_start(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,

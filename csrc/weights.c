@@ -337,6 +337,37 @@ size_t swa_model_bytes(const swa_model_t *model) { return model->bytes; }
 
 const swa_config_t *swa_model_config(const swa_model_t *model) { return &model->config; }
 
+/* ---- transposing -------------------------------------------------------------------------------------------- */
+
+/* Both packings keep an element's whereabouts in closed form; blocks of one panel of W stay in cache. Inlined with constant
+ * `size` and `pairs`. */
+static inline __attribute__((always_inline)) void transpose_panel(const int64_t size, const bool pairs, int64_t panel,
+                                                                  const swa_matrix_t *from, int64_t index,
+                                                                  int64_t first, int64_t end, unsigned char *out)
+{
+    const int64_t n_end = swa_min(end, swa_round_up(from->n, panel));
+    memset(out, 0, (size_t)((end - first) * panel * size));
+    for (int64_t lane = 0; lane < swa_min(panel, from->k_padded - index * panel); lane++)
+        for (int64_t n = first; n < n_end; n++) {
+            int64_t source = packed_index(panel, pairs, from->k_padded, n, index * panel + lane);
+            int64_t target = packed_index(panel, pairs, end - first, lane, n - first);
+            memcpy(out + target * size, from->data + source * size, (size_t)size);
+        }
+}
+
+void swa_transpose_panel(const swa_kernels_t *kernels, bool pairs, const swa_matrix_t *from, int64_t index,
+                         int64_t first, int64_t end, void *out)
+{
+    if (pairs && kernels->panel == 32)
+        transpose_panel(2, true, 32, from, index, first, end, out);
+    else if (pairs)
+        transpose_panel(2, true, kernels->panel, from, index, first, end, out);
+    else if (from->element_size == 2)
+        transpose_panel(2, false, kernels->panel, from, index, first, end, out);
+    else
+        transpose_panel(4, false, kernels->panel, from, index, first, end, out);
+}
+
 /* ---- reading ----------------------------------------------------------------------------------------------- */
 
 void swa_store_activation(const swa_model_t *model, int64_t n, const float *x, void *activation)
@@ -345,6 +376,28 @@ void swa_store_activation(const swa_model_t *model, int64_t n, const float *x, v
         model->kernels->to_bf16(n, x, activation);
     else
         memcpy(activation, x, (size_t)n * sizeof(float));
+}
+
+void swa_load_activation(const swa_model_t *model, int64_t n, const void *activation, float *x)
+{
+    if (!model->bf16_activations) {
+        memcpy(x, activation, (size_t)n * sizeof(float));
+        return;
+    }
+    for (int64_t i = 0; i < n; i++)
+        x[i] = swa_float_from_bf16(((const uint16_t *)activation)[i]);
+}
+
+void swa_panel_product(const swa_model_t *model, int64_t m, int64_t depth, const void *a, int64_t first,
+                       int64_t a_stride, const void *b, float *c, int64_t c_stride, bool accumulate)
+{
+    const swa_kernels_t *kernels = model->kernels;
+    if (model->bf16_activations)
+        kernels->panel_bf16(m, depth, (const uint16_t *)a + first, a_stride, b, c, c_stride, accumulate);
+    else if (model->dtype == SWA_BFLOAT16)
+        kernels->panel_f32_bf16(m, depth, (const float *)a + first, a_stride, b, c, c_stride, accumulate);
+    else
+        kernels->panel_f32(m, depth, (const float *)a + first, a_stride, b, c, c_stride, accumulate);
 }
 
 void swa_multiply(const swa_model_t *model, const swa_linear_t *linear, int64_t m, const void *a, int64_t a_stride,
@@ -360,13 +413,8 @@ void swa_multiply(const swa_model_t *model, const swa_linear_t *linear, int64_t 
         const unsigned char *data = matrix->data + (size_t)(n * matrix->k_padded) * matrix->element_size;
         for (int64_t p = 0; p < k; p += block) {
             int64_t depth = swa_min(block, k - p);
-            const void *b = data + (size_t)(p * panel) * matrix->element_size;
-            if (model->bf16_activations)
-                kernels->panel_bf16(m, depth, (const uint16_t *)a + p, a_stride, b, c, c_stride, p > 0);
-            else if (model->dtype == SWA_BFLOAT16)
-                kernels->panel_f32_bf16(m, depth, (const float *)a + p, a_stride, b, c, c_stride, p > 0);
-            else
-                kernels->panel_f32(m, depth, (const float *)a + p, a_stride, b, c, c_stride, p > 0);
+            swa_panel_product(model, m, depth, a, p, a_stride, data + (size_t)(p * panel) * matrix->element_size, c,
+                              c_stride, p > 0);
         }
         if (linear->bias.n)
             for (int64_t row = 0; row < m; row++)
