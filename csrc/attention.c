@@ -97,7 +97,8 @@ void swa_kv_read(const swa_kv_t *kv, int64_t position, int64_t kv_head, float *k
     for (int64_t i = 0; i < d; i++) {
         const int64_t value_base = i / panel * panel * SWA_TILE;
         if (kv->bf16) {
-            key[i] = swa_float_from_bf16(((const uint16_t *)keys)[key_base + i / 2 * 2 * panel + at % panel * 2 + i % 2]);
+            key[i] =
+                swa_float_from_bf16(((const uint16_t *)keys)[key_base + i / 2 * 2 * panel + at % panel * 2 + i % 2]);
             value[i] = swa_float_from_bf16(
                 ((const uint16_t *)values)[value_base + at / 2 * 2 * panel + i % panel * 2 + at % 2]);
         } else {
@@ -337,8 +338,8 @@ void swa_attend(const swa_model_t *model, const swa_kv_t *kv, const swa_mix_t *m
         m = swa_block_rows(mix->masks[0], row, end);
         for (int64_t head = head_first; head < head_end; head++) {
             size_t offset = (size_t)((row - first) * stride + head * d) * element;
-            const float *mixed = attend_mixed(kv, mix, head / group, row, m, (const unsigned char *)queries + offset,
-                                              stride, scratch);
+            const float *mixed =
+                attend_mixed(kv, mix, head / group, row, m, (const unsigned char *)queries + offset, stride, scratch);
             for (int64_t r = 0; r < m; r++)
                 swa_store_activation(model, d, mixed + r * kv->value_columns,
                                      (unsigned char *)out + offset + (size_t)(r * stride) * element);

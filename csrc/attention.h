@@ -22,8 +22,8 @@ typedef struct {
     int64_t window, sinks, full_from;
 } swa_mask_t;
 
-/* Attention under several masks at once: a row gets the weighted sum of what each of them gives it. They differ in their
- * windows alone. */
+/* Attention under several masks at once: a row gets the weighted sum of what each of them gives it. They differ in
+ * their windows alone. */
 typedef struct {
     int64_t n;
     swa_mask_t masks[SWA_MAX_CHOICES];

@@ -1,17 +1,14 @@
 /* With s = q . k / sqrt(d), p the softmax of s under one mask, o = p v and weight w of the mask in the mix:
  *   d_p = d_o . v,  d_s = w p (d_p - d_o . o),  d_q = d_s k,  d_k = d_s^T q,  d_v = w p^T d_o,
- * summed over the masks of the mix before the last three products. Scores and d_p are computed again, once from the side
- * of the queries and once from that of the keys: so every sum has one owner and one order, and no thread waits. */
+ * summed over the masks of the mix before the last three products. Scores and d_p are computed again, once from the
+ * side of the queries and once from that of the keys: so every sum has one owner and one order, and no thread waits. */
 #include "attention_back.h"
 
 #include <math.h>
 
 enum { TILE_BYTES = SWA_QUERY_BLOCK * SWA_TILE * sizeof(float) };
 
-static size_t output_bytes(const swa_kv_t *kv)
-{
-    return (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float);
-}
+static size_t output_bytes(const swa_kv_t *kv) { return (size_t)(SWA_QUERY_BLOCK * kv->value_columns) * sizeof(float); }
 
 size_t swa_attention_back_scratch_bytes(const swa_kv_t *kv) { return 5 * TILE_BYTES + 2 * output_bytes(kv); }
 
@@ -26,8 +23,8 @@ void swa_attention_back_scratch_place(swa_attention_back_scratch_t *scratch, con
     scratch->second = (float *)(memory + 5 * TILE_BYTES + output_bytes(kv));
 }
 
-/* The choices that take part, from the widest window to the narrowest: what one hides the next hides too, so one tile of
- * scores serves them all. */
+/* The choices that take part, from the widest window to the narrowest: what one hides the next hides too, so one tile
+ * of scores serves them all. */
 static int order_choices(const swa_mix_t *mix, int order[SWA_MAX_CHOICES])
 {
     int n = 0;

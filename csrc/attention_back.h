@@ -1,5 +1,5 @@
-/* Attention's backward pass over packed tiles: gradients of queries from tiles of keys, and of keys and values from tiles
- * of queries. */
+/* Attention's backward pass over packed tiles: gradients of queries from tiles of keys, and of keys and values from
+ * tiles of queries. */
 #ifndef SWA_ATTENTION_BACK_H
 #define SWA_ATTENTION_BACK_H
 
@@ -16,7 +16,7 @@ typedef struct {
     const unsigned char *keys, *values;       /* activation rows [n_rows][n_kv_heads * head_dim] */
     const swa_kv_t *k_v, *v_k;                /* keys | values; values | keys */
     const swa_kv_t *q_do, *do_q;              /* by query head: queries | d_o; d_o | queries */
-    const float *log_sums, *deltas;           /* [n_choices][n_heads][stat_stride]; delta = d_o . output of the choice */
+    const float *log_sums, *deltas; /* [n_choices][n_heads][stat_stride]; delta = d_o . output of the choice */
     int64_t stat_stride;
 } swa_attention_back_t;
 

@@ -1,6 +1,6 @@
-/* One layer backward. Nothing but the layer's input was kept, so what the gradient needs is computed again. Four parallel
- * loops: transpose the weights; repack queries, keys and values; per chunk of rows from the output down to attention;
- * per chunk of rows from attention down to the input. */
+/* One layer backward. Nothing but the layer's input was kept, so what the gradient needs is computed again. Four
+ * parallel loops: transpose the weights; repack queries, keys and values; per chunk of rows from the output down to
+ * attention; per chunk of rows from attention down to the input. */
 #include "backward.h"
 
 #include <math.h>
@@ -340,8 +340,8 @@ static void upper_chunk(void *context, int64_t task, int thread)
 /* ---- from attention to the layer's input ---------------------------------------------------------------------- */
 
 /* Through RoPE and QK-norm of one head, in place. raw: the head before its norm; copy: scratch of [head_dim]. */
-static void head_back(const swa_backward_t *back, const swa_vector_t *norm, int64_t row, int64_t raw_head, float *d_head,
-                      float *copy)
+static void head_back(const swa_backward_t *back, const swa_vector_t *norm, int64_t row, int64_t raw_head,
+                      float *d_head, float *copy)
 {
     const swa_model_t *model = back->ws->model;
     const int64_t d = model->config.head_dim, half = d / 2;
@@ -350,8 +350,8 @@ static void head_back(const swa_backward_t *back, const swa_vector_t *norm, int6
         return;
     memcpy(copy, d_head, (size_t)d * sizeof(float));
     memset(d_head, 0, (size_t)d * sizeof(float));
-    model->kernels->rms_norm_back(d, swa_raw_head(back->ws, row, raw_head), norm->data, model->config.rms_norm_eps, copy,
-                                  d_head);
+    model->kernels->rms_norm_back(d, swa_raw_head(back->ws, row, raw_head), norm->data, model->config.rms_norm_eps,
+                                  copy, d_head);
 }
 
 static void queries_back(const layer_back_t *pass, swa_chunk_t chunk, swa_back_scratch_t *t)
@@ -447,8 +447,8 @@ uint64_t swa_layer_back_cost(const swa_model_t *model, const swa_mix_t *mix, int
            (lowest ? 0 : lower_cost(model, mix, n_prefix, first, n_tokens));
 }
 
-void swa_layer_back(swa_backward_t *back, int64_t layer, const swa_mix_t *mix, const float *x, int64_t first, bool lowest,
-                    double *gradient)
+void swa_layer_back(swa_backward_t *back, int64_t layer, const swa_mix_t *mix, const float *x, int64_t first,
+                    bool lowest, double *gradient)
 {
     swa_workspace_t *ws = back->ws;
     const swa_config_t *c = &ws->model->config;

@@ -1,4 +1,5 @@
-/* The backward pass of one layer: from the gradient of its output to that of its input, and the gradients of its gates. */
+/* The backward pass of one layer: from the gradient of its output to that of its input, and the gradients of its gates.
+ */
 #ifndef SWA_BACKWARD_H
 #define SWA_BACKWARD_H
 
@@ -8,11 +9,11 @@
 
 /* Scratch of one thread, beside that of the forward. */
 typedef struct {
-    float *residual, *d_normed;                /* [chunk][hidden_size] */
-    float *outputs;                            /* [n_choices][chunk][n_heads * head_dim] */
-    float *d_outputs;                          /* [chunk][n_heads * head_dim, whole panels] */
-    float *d_columns, *d_gate_row, *d_up_row;  /* [chunk][column block], [column block] twice */
-    unsigned char *d_rows, *d_gate, *d_up;     /* activation rows [chunk] */
+    float *residual, *d_normed;               /* [chunk][hidden_size] */
+    float *outputs;                           /* [n_choices][chunk][n_heads * head_dim] */
+    float *d_outputs;                         /* [chunk][n_heads * head_dim, whole panels] */
+    float *d_columns, *d_gate_row, *d_up_row; /* [chunk][column block], [column block] twice */
+    unsigned char *d_rows, *d_gate, *d_up;    /* activation rows [chunk] */
     unsigned char *d_queries, *d_keys, *d_values;
     float *heads; /* two of [head_dim] */
     swa_attention_back_scratch_t attention;
@@ -38,8 +39,8 @@ void swa_backward_start(swa_backward_t *back, int64_t n_prefix);
 
 /* x [n_tokens][hidden_size]: the layer's input. d_x has the gradient of its output in rows [first, n_tokens), first >=
  * n_prefix, and zeros elsewhere; and then that of its input, unless `lowest`. gradient [n_choices][n_kv_heads]. */
-void swa_layer_back(swa_backward_t *back, int64_t layer, const swa_mix_t *mix, const float *x, int64_t first, bool lowest,
-                    double *gradient);
+void swa_layer_back(swa_backward_t *back, int64_t layer, const swa_mix_t *mix, const float *x, int64_t first,
+                    bool lowest, double *gradient);
 uint64_t swa_layer_back_cost(const swa_model_t *model, const swa_mix_t *mix, int64_t n_prefix, int64_t first,
                              int64_t n_tokens, bool lowest);
 

@@ -284,8 +284,8 @@ static void finish_chunk(void *context, int64_t task, int thread)
     swa_add_product(ws, &layer->o, s->attended, query_stride, chunk.m, x, x_out, s);
     swa_norm_rows(ws, &layer->post_attention_norm, x_out, chunk.m, s);
     gated_product(ws, layer, chunk.m, s);
-    swa_add_product(ws, &layer->down, s->intermediate, swa_activation_stride(c->intermediate_size), chunk.m, x_out, x_out,
-                s);
+    swa_add_product(ws, &layer->down, s->intermediate, swa_activation_stride(c->intermediate_size), chunk.m, x_out,
+                    x_out, s);
     swa_advance(ws->run, swa_finish_mixed_cost(model, pass->mix, chunk.row, chunk.row + chunk.m));
 }
 

@@ -23,8 +23,8 @@ typedef struct {
     void *memory;
     float *cosines, *sines; /* [n_tokens][head_dim / 2] */
     unsigned char *queries; /* activation rows [n_tokens] */
-    float *raw_heads;       /* NULL, or [n_tokens][n_heads + n_kv_heads][head_dim]: queries and keys before their norm */
-    swa_kv_t kv;            /* keys and values of the layer at work */
+    float *raw_heads; /* NULL, or [n_tokens][n_heads + n_kv_heads][head_dim]: queries and keys before their norm */
+    swa_kv_t kv;      /* keys and values of the layer at work */
     swa_scratch_t *scratch; /* [n_threads] */
 } swa_workspace_t;
 

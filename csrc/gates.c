@@ -10,10 +10,11 @@ typedef struct {
     swa_backward_t back;
     const swa_gates_t *gates;
     const int32_t *ids;
-    int64_t n_rows, prompt_len; /* the last token's row predicts nothing; rows prompt_len - 1 .. n_rows - 1 are scored */
-    int64_t lowest;             /* the lowest layer with a choice */
-    float *x;                   /* [n_rows][hidden_size]: the residual at the layer at work */
-    unsigned char *inputs;      /* [n_layers][n_rows][hidden_size] activations, from `lowest` on */
+    int64_t n_rows,
+        prompt_len;        /* the last token's row predicts nothing; rows prompt_len - 1 .. n_rows - 1 are scored */
+    int64_t lowest;        /* the lowest layer with a choice */
+    float *x;              /* [n_rows][hidden_size]: the residual at the layer at work */
+    unsigned char *inputs; /* [n_layers][n_rows][hidden_size] activations, from `lowest` on */
 } gates_t;
 
 static swa_mix_t layer_mix(const gates_t *run, int64_t layer)
@@ -38,8 +39,8 @@ static bool has_choice(const gates_t *run, int64_t layer)
     return false;
 }
 
-/* Rows that see all earlier keys under every choice of every layer that has one, whole tiles. Their outputs are the same at
- * all gates, and so are those of the rows before them: no gradient comes from there. */
+/* Rows that see all earlier keys under every choice of every layer that has one, whole tiles. Their outputs are the
+ * same at all gates, and so are those of the rows before them: no gradient comes from there. */
 static int64_t prefix_rows(const gates_t *run)
 {
     int64_t rows = run->prompt_len - 1;
@@ -61,8 +62,8 @@ static int64_t first_needed(const gates_t *run, int64_t layer)
 static unsigned char *layer_input(const gates_t *run, int64_t layer)
 {
     const swa_model_t *model = run->ws.model;
-    return run->inputs + (size_t)((layer - run->lowest) * run->n_rows * model->config.hidden_size) *
-                             swa_activation_size(model);
+    return run->inputs +
+           (size_t)((layer - run->lowest) * run->n_rows * model->config.hidden_size) * swa_activation_size(model);
 }
 
 static void forward(gates_t *run)
@@ -88,8 +89,8 @@ static void backward(gates_t *run, double *gradient)
         const int64_t n_gates = run->gates->n_choices * c->n_kv_heads;
         const swa_mix_t mix = layer_mix(run, l);
         swa_load_activation(ws->model, run->n_rows * c->hidden_size, layer_input(run, l), run->x);
-        swa_layer_back(&run->back, l, &mix, run->x, swa_max(first_needed(run, l), run->back.n_prefix),
-                       l == run->lowest, gradient + l * n_gates);
+        swa_layer_back(&run->back, l, &mix, run->x, swa_max(first_needed(run, l), run->back.n_prefix), l == run->lowest,
+                       gradient + l * n_gates);
     }
 }
 
@@ -126,9 +127,9 @@ static swa_status_t run_gates(gates_t *run, const float *reference, double *loss
     forward(run);
     if (swa_cancelled(ws->run))
         return SWA_ERROR_CANCELLED;
-    swa_status_t status = swa_score_rows_back(ws->model, ws->run, run->x + first * hidden, n_answer,
-                                              run->ids + run->prompt_len, reference, 1.0f / (float)n_answer, loss,
-                                              greedy, run->back.d_x + first * hidden);
+    swa_status_t status =
+        swa_score_rows_back(ws->model, ws->run, run->x + first * hidden, n_answer, run->ids + run->prompt_len,
+                            reference, 1.0f / (float)n_answer, loss, greedy, run->back.d_x + first * hidden);
     if (status == SWA_OK)
         backward(run, gradient);
     return swa_cancelled(ws->run) ? SWA_ERROR_CANCELLED : status;

@@ -46,7 +46,9 @@ swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype,
                                 double *seconds)
 {
     const int64_t width = n_heads * head_dim;
-    attention_t a = {.model = bare_model(kernels, dtype), .mix = swa_single_mask((swa_mask_t){window, sinks, full_from}), .n_tokens = n_tokens};
+    attention_t a = {.model = bare_model(kernels, dtype),
+                     .mix = swa_single_mask((swa_mask_t){window, sinks, full_from}),
+                     .n_tokens = n_tokens};
     a.model.config.n_heads = n_heads;
     a.stride = swa_activation_stride(width);
     a.kv = swa_kv_layout(kernels, a.model.bf16_activations, n_kv_heads, head_dim, n_tokens);

@@ -158,8 +158,7 @@ static void summarise_row(const swa_kernels_t *kernels, const float *logits, int
 {
     for (int64_t b = 0; b < block_count(vocab_size); b++) {
         int64_t column = b * VOCABULARY_BLOCK;
-        blocks[b] =
-            summarise(kernels, logits + column, swa_min(VOCABULARY_BLOCK, vocab_size - column), exponentials);
+        blocks[b] = summarise(kernels, logits + column, swa_min(VOCABULARY_BLOCK, vocab_size - column), exponentials);
     }
 }
 
@@ -189,11 +188,11 @@ typedef struct {
     const float *x, *reference;
     const int32_t *targets;
     float weight;
-    float *logits;            /* [m][vocab_size] */
-    unsigned char *d_logits;  /* activation rows [m][vocab_size] */
-    float *d_normed;          /* [m][normed_stride], whole panels */
+    float *logits;           /* [m][vocab_size] */
+    unsigned char *d_logits; /* activation rows [m][vocab_size] */
+    float *d_normed;         /* [m][normed_stride], whole panels */
     int64_t normed_stride;
-    block_t *blocks;          /* [n_threads][2][n_blocks] */
+    block_t *blocks;           /* [n_threads][2][n_blocks] */
     unsigned char *transposed; /* [n_threads] slices of a panel */
     size_t slice_bytes;
     double *loss;
@@ -262,8 +261,8 @@ static void head_back_panel(void *context, int64_t panel, int thread)
     for (int64_t first = 0; first < end && !swa_cancelled(head->run); first += SWA_MAX_K_BLOCK) {
         int64_t depth = swa_min(SWA_MAX_K_BLOCK, end - first);
         swa_transpose_panel(kernels, model->bf16_activations, matrix, panel, first, first + depth, slice);
-        swa_panel_product(model, head->m, depth, head->d_logits, first, head->d_stride, slice, out,
-                          head->normed_stride, first > 0);
+        swa_panel_product(model, head->m, depth, head->d_logits, first, head->d_stride, slice, out, head->normed_stride,
+                          first > 0);
     }
     swa_advance(head->run, 2 * (uint64_t)(head->m * matrix->n) * (uint64_t)swa_min(width, matrix->k - panel * width));
 }

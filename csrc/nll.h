@@ -11,7 +11,8 @@ swa_status_t swa_score_rows(const swa_model_t *model, swa_run_t *run, const floa
 /* logits[i][vocab_size] of residual row i */
 swa_status_t swa_logit_rows(const swa_model_t *model, swa_run_t *run, const float *x, int64_t n_rows, float *logits);
 /* The loss of every row and its gradient: loss[i] is the NLL as above or, with reference [n_rows][vocab_size] (logits),
- * KL(reference || model) of row i; d_x[i][hidden_size] = weight * d loss[i] / d x[i]. Logits exist for a few rows at a time. */
+ * KL(reference || model) of row i; d_x[i][hidden_size] = weight * d loss[i] / d x[i]. Logits exist for a few rows at a
+ * time. */
 swa_status_t swa_score_rows_back(const swa_model_t *model, swa_run_t *run, const float *x, int64_t n_rows,
                                  const int32_t *targets, const float *reference, float weight, double *loss,
                                  uint8_t *greedy, float *d_x);

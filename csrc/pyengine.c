@@ -460,7 +460,8 @@ static bool keep_reference(sequence_call_t *call, PyObject *reference)
 
 static PyObject *engine_gates(engine_t *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ids", "prompt_len", "window", "sinks", "full_from", "weights", "reference", "progress", NULL};
+    static char *names[] = {"ids",     "prompt_len", "window",   "sinks", "full_from",
+                            "weights", "reference",  "progress", NULL};
     PyObject *ids, *window, *sinks, *full_from, *weights, *reference = NULL, *progress = NULL, *result = NULL;
     long long prompt_len;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OLOOOO|$OO:gates", names, &ids, &prompt_len, &window, &sinks,
@@ -470,9 +471,8 @@ static PyObject *engine_gates(engine_t *self, PyObject *args, PyObject *kwargs)
     if (!call)
         return NULL;
     call->engine = self;
-    if (keep_ids(call, ids) && keep_answer(call, prompt_len) &&
-        keep_gates(call, window, sinks, full_from, weights) && keep_reference(call, reference) &&
-        swa_call_run(&call->base, self, progress) == 0)
+    if (keep_ids(call, ids) && keep_answer(call, prompt_len) && keep_gates(call, window, sinks, full_from, weights) &&
+        keep_reference(call, reference) && swa_call_run(&call->base, self, progress) == 0)
         result = PyTuple_Pack(3, call->arrays[NLL], call->arrays[GREEDY], call->arrays[GRADIENT]);
     end_sequence_call(call);
     return result;

@@ -339,8 +339,8 @@ const swa_config_t *swa_model_config(const swa_model_t *model) { return &model->
 
 /* ---- transposing -------------------------------------------------------------------------------------------- */
 
-/* Both packings keep an element's whereabouts in closed form; blocks of one panel of W stay in cache. Inlined with constant
- * `size` and `pairs`. */
+/* Both packings keep an element's whereabouts in closed form; blocks of one panel of W stay in cache. Inlined with
+ * constant `size` and `pairs`. */
 static inline __attribute__((always_inline)) void transpose_panel(const int64_t size, const bool pairs, int64_t panel,
                                                                   const swa_matrix_t *from, int64_t index,
                                                                   int64_t first, int64_t end, unsigned char *out)

@@ -131,6 +131,33 @@ class Engine:
         separate `nll` calls return. flip_window[l] == NO_FLIP: no run; its row is NaN and False.
         """
 
+    def gates(
+        self,
+        ids: _I32,
+        prompt_len: int,
+        window: _I64,
+        sinks: _I64,
+        full_from: _I64,
+        weights: _F64,
+        *,
+        reference: _F32 | None = None,
+        progress: _Progress = None,
+    ) -> tuple[_F64, _Bool, _F64]:
+        """The loss with several windows a layer, and its gradient with respect to their weights.
+
+        Layer l's attention output, before the output projection, is the sum over c of
+        weights[l, c] times attention under window[l, c] (0: full); window and weights are [L, C],
+        sinks and full_from [L]. The loss of an answer row is the NLL of its token or, with
+        `reference` (logits [A, V]), KL(reference || model).
+
+        Returns loss [A] in nats, greedy [A], and the gradient [L, C, G] of the mean loss with
+        respect to weights[l, c], through the query heads of each KV head, relative to choice 0.
+        Rows that see the same under every choice contribute nothing.
+        """
+
+    def gates_bytes(self, n_tokens: int, n_choices: int, /) -> int:
+        """Bytes that `gates` allocates beside the weights and its outputs."""
+
     def logits(
         self,
         ids: _I32,
