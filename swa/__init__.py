@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from swa.selection import Budget, Selection, select
     from swa.stability import rank_agreement, selection_stability
     from swa.statistics import paired_bootstrap
+    from swa.sweeps import SweepTable, sweep
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,7 @@ __all__ = [
     "Selection",
     "SwaError",
     "SwaWarning",
+    "SweepTable",
     "__version__",
     "errors",
     "evaluate",
@@ -49,6 +51,7 @@ __all__ = [
     "score_layers",
     "select",
     "selection_stability",
+    "sweep",
     "testing",
 ]
 
@@ -60,6 +63,7 @@ _HOME = {
     "LayerScores": "layer_scores",
     "Model": "model",
     "Selection": "selection",
+    "SweepTable": "sweeps",
     "evaluate": "evaluation",
     "load": "model",
     "paired_bootstrap": "statistics",
@@ -68,6 +72,7 @@ _HOME = {
     "score_layers": "score",
     "select": "selection",
     "selection_stability": "stability",
+    "sweep": "sweeps",
 }
 
 

@@ -490,7 +490,7 @@ def load(
     if export is not None:
         export.check(checkpoint.fingerprint)
     if tokenizer is None:
-        tokenizer = _find_tokenizer(checkpoint, export.folder if export else None)
+        tokenizer = find_tokenizer(checkpoint, export.folder if export else None)
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.from_folder(tokenizer)
     model = Model(
@@ -565,7 +565,7 @@ def _load_engine(
     return engine
 
 
-def _find_tokenizer(checkpoint: Checkpoint, exported: Path | None) -> Tokenizer | None:
+def find_tokenizer(checkpoint: Checkpoint, exported: Path | None = None) -> Tokenizer | None:
     """The tokenizer beside the weights, or the one inside a GGUF file; None if there is none.
 
     Warns if the file has one that swa does not rebuild.

@@ -84,22 +84,30 @@ def score_layers(
     n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP)
     seed = checked_integer(seed, "seed", 0)
     tasks, left_out = sweep_tasks(model, examples, policy, direction, base)
-    used = [task.example for task in tasks]
-    identity: dict[str, Any] = {
-        "direction": direction,
-        "base": tasks[0].base,
-        "model_fingerprint": model.fingerprint,
-        "dtype": model.dtype,
-        "tier": model.engine.tier,
-        "examples_hash": content_hash(used),
-        "version": __version__,
-    }
-    inputs = identity | {"policy": policy.to_dict()}
+    inputs = _identity(model, tasks) | {"policy": policy.to_dict()}
     with Journal(journal, inputs) if journal is not None else nullcontext() as opened:
         results = _run(model, tasks, opened, progress)
+    notes = () if left_out is None else (left_out,)
+    return layer_scores(model, tasks, results, notes=notes, n_bootstrap=n_bootstrap, seed=seed)
+
+
+def layer_scores(
+    model: Model,
+    tasks: Sequence[SweepTask],
+    results: Sequence[ExampleScores],
+    *,
+    notes: Sequence[str] = (),
+    **settings: Any,
+) -> LayerScores:
+    """The scores that the results of all `tasks`, in their order, make.
+
+    `settings` are further fields of LayerScores. Raises ScoresError as it does.
+    """
+    used = [task.example for task in tasks]
+    own = (model.precision_note,) if model.precision_note is not None else ()
     return LayerScores(
-        **identity,
-        policy=policy,
+        **_identity(model, tasks) | settings,
+        policy=tasks[0].policy,
         selectable_layers=tasks[0].selectable,
         num_hidden_layers=model.config.num_hidden_layers,
         model_name=model.name,
@@ -108,10 +116,21 @@ def score_layers(
         nll_full=tuple(result.nll_full for result in results),
         nll_swa=tuple(result.nll_swa for result in results),
         delta_per_example=tuple(result.delta for result in results),
-        n_bootstrap=n_bootstrap,
-        seed=seed,
-        notes=tuple(note for note in (model.precision_note, left_out) if note is not None),
+        notes=(*own, *notes),
     )
+
+
+def _identity(model: Model, tasks: Sequence[SweepTask]) -> dict[str, Any]:
+    """What the results depend on beside the policy, as fields of LayerScores."""
+    return {
+        "direction": tasks[0].direction,
+        "base": tasks[0].base,
+        "model_fingerprint": model.fingerprint,
+        "dtype": model.dtype,
+        "tier": model.engine.tier,
+        "examples_hash": content_hash(task.example for task in tasks),
+        "version": __version__,
+    }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,263 @@
+"""Running tasks on anything that has `submit`: each counts once, whatever happens to workers."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from typing import Any, Protocol
+
+from swa.errors import InputError, SwaError
+from swa.sweeps.tasks import Outcome, Task, run_task
+
+ATTEMPTS = 3
+"""How often a task is given to the executor before its worker's death counts as its own fault."""
+TICK = 0.5  # seconds between looks for tasks that are lost
+
+
+class Executor(Protocol):
+    """`submit(function, *arguments)` gives a future with `result` and `add_done_callback`."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any: ...
+
+
+class WorkerError(SwaError, RuntimeError):
+    """Workers keep dying, or an executor does not do its duty."""
+
+
+class Driver:
+    """Runs tasks, and those that follow from their results, until none is left.
+
+    A task that is given again, by key, while it runs or after it is done, is not run again. The
+    first result of a task counts, whoever else still brings one. Where a worker dies, what it was
+    doing is done anew.
+
+    Args:
+        executor: where tasks run.
+        in_flight: how many are there at once; None: all that are ready.
+        lost_after: seconds without any result after which tasks that are away are given to the
+            executor once more, since some lose tasks; None: trust it.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        in_flight: int | None = None,
+        lost_after: float | None = None,
+    ) -> None:
+        if lost_after is not None and not lost_after > 0:
+            raise InputError(f"lost_after must be a number of seconds above 0, not {lost_after!r}")
+        self._executor, self._in_flight, self._lost_after = executor, in_flight, lost_after
+        self._running: dict[str, _Running] = {}
+        self._done: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._heard = time.monotonic()
+
+    def run(
+        self,
+        tasks: Iterable[Task],
+        finished: Callable[[Task, Outcome], Iterable[Task]],
+        begins: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Run `tasks` and whatever `finished`, called with each outcome in turn, returns.
+
+        When `begins` says no, no task is begun any more, and those under way are waited for.
+
+        Raises:
+            WorkerError: a task's worker died ATTEMPTS times.
+            InputError: what `submit` gives is no future.
+        """
+        ready = deque(tasks)
+        seen = {task.key for task in ready}
+
+        def settle(wait: bool) -> bool:
+            """Take in one result, if there is one; whether there was."""
+            settled = self._next(wait)
+            if settled is None:
+                return False
+            for task in finished(*settled):
+                if task.key not in seen:
+                    seen.add(task.key)
+                    ready.append(task)
+            return True
+
+        try:
+            while ready or self._running:
+                if ready and self._has_room() and begins():
+                    self._submit(_Running(ready.popleft()))
+                    while settle(wait=False):
+                        pass
+                elif self._running:
+                    settle(wait=True)
+                else:
+                    return  # none begins any more
+        finally:
+            for running in self._running.values():
+                running.cancel()
+            self._running.clear()
+
+    def _has_room(self) -> bool:
+        return self._in_flight is None or len(self._running) < self._in_flight
+
+    def _submit(self, running: _Running) -> None:
+        key = running.task.key
+        self._running[key] = running
+        running.attempts += 1
+        # The number of the attempt keeps executors that know their tasks by content (Dask) from
+        # answering with what became of the last one.
+        future = self._executor.submit(run_task, running.task, running.attempts)
+        if not callable(getattr(future, "add_done_callback", None)):
+            raise InputError(
+                f"{type(self._executor).__name__}.submit returns a {type(future).__name__}, which"
+                " has no add_done_callback: give an executor like those of concurrent.futures, or"
+                " a Dask client"
+            )
+        running.futures.append(future)
+        done = self._done
+        future.add_done_callback(lambda finished: done.put((key, finished)))
+
+    def _next(self, wait: bool) -> tuple[Task, Outcome] | None:
+        """The next outcome that counts; None: there is none yet."""
+        while True:
+            try:
+                key, future = self._done.get(block=wait, timeout=TICK)
+            except queue.Empty:
+                self._resubmit_lost()
+                return None
+            self._heard = time.monotonic()
+            running = self._running.get(key)
+            if running is None:
+                continue  # it had a result already
+            try:
+                outcome = future.result()
+                if not isinstance(outcome, Outcome) or outcome.key != key:
+                    raise WorkerError("the executor returned what is not this task's result")
+            except Exception as error:
+                self._failed(running, error)
+                continue
+            del self._running[key]
+            return running.task, outcome
+
+    def _failed(self, running: _Running, error: BaseException) -> None:
+        """The executor could not run a task (a task's own error comes as its outcome)."""
+        if running.attempts >= ATTEMPTS:
+            raise WorkerError(
+                f"{running.task.name} failed {ATTEMPTS} times, its worker died or could not run it"
+                f" ({type(error).__name__}: {error}): is there enough memory for it?"
+            ) from error
+        try:
+            self._submit(running)
+        except BrokenExecutor as broken:
+            raise WorkerError(
+                f"the executor is broken ({broken}): start a new one and repeat the call, with the"
+                " same journal to go on where it stopped"
+            ) from error
+
+    def _resubmit_lost(self) -> None:
+        """Where all is silent for too long, what is away is lost."""
+        if self._lost_after is None or time.monotonic() - self._heard < self._lost_after:
+            return
+        self._heard = time.monotonic()
+        for running in list(self._running.values()):
+            if running.attempts >= ATTEMPTS:
+                raise WorkerError(
+                    f"{running.task.name} was given to the executor {ATTEMPTS} times, and did not"
+                    f" come back, nor did anything for {self._lost_after:g} s"
+                )
+            self._submit(running)
+
+
+class _Running:
+    """A task that was given to the executor."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.attempts = 0
+        self.futures: list[Any] = []
+
+    def cancel(self) -> None:
+        for future in self.futures:
+            with contextlib.suppress(Exception):
+                future.cancel()
+
+
+class Inline:
+    """Runs a task in this process, at once."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class LocalWorkers:
+    """Processes on this machine, each in a pool of its own: the death of one concerns no other.
+
+    They are started by spawning, so a script that uses them needs the usual
+    `if __name__ == "__main__":`.
+    """
+
+    def __init__(self, n_workers: int) -> None:
+        self._context = multiprocessing.get_context("spawn")
+        self._started = self._context.SimpleQueue()
+        self._pools = [self._new_pool() for _ in range(n_workers)]
+        self._given: list[list[Future[Any]]] = [[] for _ in range(n_workers)]
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Future[Any]:
+        """Give the work to the process that has the least."""
+        self._given = [[future for future in own if not future.done()] for own in self._given]
+        place = min(range(len(self._pools)), key=lambda i: len(self._given[i]))
+        try:
+            future = self._pools[place].submit(function, *arguments)
+        except BrokenExecutor:
+            self._pools[place].shutdown(wait=False)
+            self._pools[place] = self._new_pool()
+            future = self._pools[place].submit(function, *arguments)
+        self._given[place].append(future)
+        return future
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            1, mp_context=self._context, initializer=_begin_worker, initargs=(self._started,)
+        )
+
+    def __enter__(self) -> LocalWorkers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for pool in self._pools:
+            pool.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is not None:  # what they are doing is of no use any more
+            ours = set[int]()
+            while not self._started.empty():
+                ours.add(self._started.get())
+            for child in multiprocessing.active_children():
+                if child.pid in ours:
+                    child.terminate()
+
+
+def _begin_worker(started: Any) -> None:
+    """Leave Ctrl-C to the parent, and tell it who this is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    started.put(os.getpid())
+
+
+@contextlib.contextmanager
+def executing(executor: Executor | None, n_workers: int) -> Iterator[tuple[Executor, int | None]]:
+    """The executor to use, and how many tasks it is to have at once."""
+    if executor is not None:
+        yield executor, None
+    elif n_workers:
+        with LocalWorkers(n_workers) as workers:
+            yield workers, n_workers
+    else:
+        yield Inline(), 1
