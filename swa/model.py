@@ -56,6 +56,19 @@ class NllResult:
 
 
 @dataclass(frozen=True, eq=False)
+class GatesResult:
+    """One example's loss with several windows a layer; A answer tokens, L layers, C choices."""
+
+    loss: npt.NDArray[np.float64]
+    """float64 [A], nats: NLL of each answer token, or the divergence from reference logits."""
+    is_greedy: npt.NDArray[np.bool_]
+    """bool [A]: the token was the most likely one."""
+    gradient: npt.NDArray[np.float64]
+    """float64 [L, C, G]: of the mean loss with respect to each choice's weight, through the query
+    heads of each of the G KV heads, relative to choice 0."""
+
+
+@dataclass(frozen=True, eq=False)
 class SweepResult:
     """One example's base run and one run per flipped layer; A answer tokens, L layers."""
 
@@ -181,6 +194,18 @@ class Model:
         self._require_memory("logits", len(ids))
         return self.engine.logits(ids, *rows)
 
+    def full_logits(self, ids: Sequence[int], first_row: int = 0) -> npt.NDArray[np.float32]:
+        """float32 [T - first_row, V]: logits from `first_row` on with full attention.
+
+        A patched model's own policy is left aside. Raises as `nll`.
+        """
+        checked = self._checked(tuple(ids), "input")
+        rows = AttentionPolicy(1).rows(self.config, self.selectable_layers, len(ids), len(ids))
+        n_rows = len(ids) - first_row
+        need = self.engine.workspace_bytes("nll", len(ids)) + 4 * n_rows * self.config.vocab_size
+        _require_memory(f"logits over {len(ids)} tokens", need, "shorten the input")
+        return self.engine.logits(checked, *rows, first_row=first_row)
+
     def sweep_example(
         self,
         example: Example,
@@ -219,6 +244,57 @@ class Model:
             progress=progress,
         )
         return SweepResult(base_nll, run_nll, base_greedy, run_greedy)
+
+    def gates_example(
+        self,
+        example: Example,
+        policy: AttentionPolicy,
+        weights: npt.NDArray[np.float64],
+        windows: Sequence[int] = (0,),
+        *,
+        reference: npt.NDArray[np.float32] | None = None,
+        progress: Progress | None = None,
+    ) -> GatesResult:
+        """The loss where every layer mixes attention under several windows, and its gradient.
+
+        Layer l's attention output, before the output projection, is the sum over c of weights[l, c]
+        times attention under window c: first the policy's own, then `windows` (0: full). One
+        forward and one backward, for activations only, that keeps each layer's input and computes
+        the rest again. With one weight 1 in every layer the loss is that of `nll_example`, bit for
+        bit. In layers that cannot be selected all choices are the checkpoint's own window.
+
+        Args:
+            example: prompt and answer.
+            policy: how sliding layers attend. Choice 0 of the layers that its `layer_types` name
+                full is full attention.
+            weights: float64 [L, 1 + len(windows)], >= 0, each row adding up to 1.
+            windows: the other choices; at most 7.
+            reference: float32 [A, V], logits of the rows that predict the answer: then the loss is
+                KL(reference || this model) of each row instead of the NLL of its token.
+            progress: called with (done, total) in FLOPs.
+
+        Raises as `nll_example`; ValueError, TypeError: arrays that are not as above.
+        """
+        ids = self._checked((*example.prompt_ids, *example.answer_ids), "example")
+        sliding = policy.rows(self.config, (), example.prompt_len, len(ids))
+        own = policy.rows(
+            self.config, policy.full_attention_layers or (), example.prompt_len, len(ids)
+        )
+        window = np.repeat(own.window[:, None], 1 + len(windows), axis=1)
+        window[list(self.selectable_layers), 1:] = windows
+        need = self.engine.gates_bytes(len(ids), 1 + len(windows))
+        _require_memory(f"gates over {len(ids)} tokens", need, "shorten the input")
+        found = self.engine.gates(
+            ids,
+            example.prompt_len,
+            window,
+            sliding.sinks,
+            sliding.full_from,
+            np.ascontiguousarray(weights, dtype=np.float64),
+            reference=reference,
+            progress=progress,
+        )
+        return GatesResult(*found)
 
     @overload
     def generate(
