@@ -8,15 +8,15 @@
 #include "swa.h"
 
 enum {
-    SWA_TILE = 64,        /* keys per attention tile; tiles are aligned to absolute positions */
-    SWA_MAX_PANEL = 64,   /* widest panel of any tier */
-    SWA_MAX_LANES = 16,   /* floats in the widest vector of any tier */
-    SWA_MAX_K_BLOCK = 384 /* k extent of one panel call: its slice of B stays in L1 */
+    SWA_TILE = 64,      /* keys per attention tile; tiles are aligned to absolute positions */
+    SWA_MAX_PANEL = 64, /* widest panel of any tier */
+    SWA_MAX_LANES = 16  /* floats in the widest vector of any tier */
 };
 
 struct swa_kernels {
     const char *name;
-    int64_t panel; /* output columns of a packed panel */
+    int64_t panel;   /* output columns of a packed panel */
+    int64_t k_block; /* most of k in one call of a panel kernel: even */
 #define SWA_KERNEL(name, parameters) void(*name) parameters;
 #include "kernels.inc"
 #undef SWA_KERNEL

@@ -9,39 +9,41 @@
 #include "numeric.h"
 
 #define PANEL (VECTOR_LANES * PANEL_VECTORS)
+#ifndef K_BLOCK
+#define K_BLOCK 2048 /* a slice of B stays in L2; smaller ones would load and store C more often */
+#endif
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 /* Calls tile(rows, ...) with a compile-time number of rows, so that accumulators live in registers. */
 #if ROW_TILE == 12
-#define FOR_ROW_TILES(m, tile)                                                                                         \
-    for (int64_t row = 0; row < (m); row += ROW_TILE)                                                                  \
-        switch (swa_min((m) - row, ROW_TILE)) {                                                                        \
-        case 12: tile(12); break;                                                                                      \
-        case 11: tile(11); break;                                                                                      \
-        case 10: tile(10); break;                                                                                      \
-        case 9: tile(9); break;                                                                                        \
-        case 8: tile(8); break;                                                                                        \
-        case 7: tile(7); break;                                                                                        \
-        case 6: tile(6); break;                                                                                        \
-        case 5: tile(5); break;                                                                                        \
-        case 4: tile(4); break;                                                                                        \
-        case 3: tile(3); break;                                                                                        \
-        case 2: tile(2); break;                                                                                        \
-        default: tile(1); break;                                                                                       \
-        }
+#define LAST_ROWS(tile)                                                                                                \
+    case 11: tile(11); break;                                                                                          \
+    case 10: tile(10); break;                                                                                          \
+    case 9: tile(9); break;                                                                                            \
+    case 8: tile(8); break;                                                                                            \
+    case 7: tile(7); break;                                                                                            \
+    case 6: tile(6); break;                                                                                            \
+    case 5: tile(5); break;                                                                                            \
+    case 4: tile(4); break;                                                                                            \
+    case 3: tile(3); break;                                                                                            \
+    case 2: tile(2); break;                                                                                            \
+    case 1: tile(1); break;
 #else /* 6 */
-#define FOR_ROW_TILES(m, tile)                                                                                         \
-    for (int64_t row = 0; row < (m); row += ROW_TILE)                                                                  \
-        switch (swa_min((m) - row, ROW_TILE)) {                                                                        \
-        case 6: tile(6); break;                                                                                        \
-        case 5: tile(5); break;                                                                                        \
-        case 4: tile(4); break;                                                                                        \
-        case 3: tile(3); break;                                                                                        \
-        case 2: tile(2); break;                                                                                        \
-        default: tile(1); break;                                                                                       \
-        }
+#define LAST_ROWS(tile)                                                                                                \
+    case 5: tile(5); break;                                                                                            \
+    case 4: tile(4); break;                                                                                            \
+    case 3: tile(3); break;                                                                                            \
+    case 2: tile(2); break;                                                                                            \
+    case 1: tile(1); break;
 #endif
+#define FOR_ROW_TILES(m, tile)                                                                                         \
+    int64_t row = 0;                                                                                                   \
+    for (; row + ROW_TILE <= (m); row += ROW_TILE)                                                                     \
+        tile(ROW_TILE);                                                                                                \
+    switch ((m) - row) {                                                                                               \
+        LAST_ROWS(tile)                                                                                                \
+    }
 
 /* ---- matrix products ------------------------------------------------------------------------------------- */
 
@@ -460,6 +462,7 @@ static void sum(int64_t n, const float *x, float *out)
 const swa_kernels_t JOIN(swa_kernels_, TIER) = {
     .name = QUOTE(TIER),
     .panel = PANEL,
+    .k_block = K_BLOCK,
 #ifdef TIER_HAS_BF16_DOT
     .panel_bf16 = panel_bf16,
     .softmax_tile_bf16 = softmax_tile_bf16,

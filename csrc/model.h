@@ -49,8 +49,9 @@ static inline size_t swa_activation_size(const swa_model_t *model)
     return model->bf16_activations ? sizeof(uint16_t) : sizeof(float);
 }
 
-/* Elements between rows of an activation buffer of n columns; columns beyond n must be zero. */
-static inline int64_t swa_activation_stride(int64_t n) { return swa_round_up(n, 32); }
+/* Elements between rows of an activation buffer of n columns; columns beyond n must be zero. An odd number of 32s: rows
+ * a power of two apart would share a few sets of the caches. */
+static inline int64_t swa_activation_stride(int64_t n) { return swa_round_up(n, 32) | 32; }
 
 /* Rounds (bf16) or copies one row of n float32 values into an activation buffer. */
 void swa_store_activation(const swa_model_t *model, int64_t n, const float *x, void *activation);

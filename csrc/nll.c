@@ -248,6 +248,8 @@ static void loss_row(void *context, int64_t r, int thread)
                          head->d_logits + (size_t)(r * head->d_stride) * swa_activation_size(head->model));
 }
 
+enum { TRANSPOSED_ROWS = 384 }; /* of W at a time: they stay in L1 */
+
 /* One panel of d_normed[m][hidden_size] = d_logits W: W is transposed slice by slice, since it is read but once. */
 static void head_back_panel(void *context, int64_t panel, int thread)
 {
@@ -258,8 +260,8 @@ static void head_back_panel(void *context, int64_t panel, int thread)
     const int64_t end = swa_round_up(matrix->n, 2), width = kernels->panel;
     unsigned char *slice = head->transposed + (size_t)thread * head->slice_bytes;
     float *out = head->d_normed + panel * width;
-    for (int64_t first = 0; first < end && !swa_cancelled(head->run); first += SWA_MAX_K_BLOCK) {
-        int64_t depth = swa_min(SWA_MAX_K_BLOCK, end - first);
+    for (int64_t first = 0; first < end && !swa_cancelled(head->run); first += TRANSPOSED_ROWS) {
+        int64_t depth = swa_min(TRANSPOSED_ROWS, end - first);
         swa_transpose_panel(kernels, model->bf16_activations, matrix, panel, first, first + depth, slice);
         swa_panel_product(model, head->m, depth, head->d_logits, first, head->d_stride, slice, out, head->normed_stride,
                           first > 0);
@@ -275,7 +277,7 @@ static void layout_head_back(head_back_t *head, const swa_model_t *model, int64_
     head->n_blocks = block_count(c->vocab_size);
     head->d_stride = swa_activation_stride(c->vocab_size);
     head->normed_stride = swa_round_up(c->hidden_size, model->kernels->panel);
-    head->slice_bytes = (size_t)(SWA_MAX_K_BLOCK * model->kernels->panel) * sizeof(float);
+    head->slice_bytes = (size_t)(TRANSPOSED_ROWS * model->kernels->panel) * sizeof(float);
     head->logits = swa_carve(arena, (size_t)(m * c->vocab_size) * sizeof(float));
     head->d_logits = swa_carve(arena, (size_t)(m * head->d_stride) * swa_activation_size(model));
     head->d_normed = swa_carve(arena, (size_t)(m * head->normed_stride) * sizeof(float));

@@ -407,7 +407,7 @@ void swa_multiply(const swa_model_t *model, const swa_linear_t *linear, int64_t 
     const swa_matrix_t *matrix = &linear->matrix;
     int64_t panel = kernels->panel, k = model->bf16_activations ? matrix->k_padded : matrix->k;
     /* Blocks of k depend on k alone, so an output's summation order never changes. */
-    int64_t n_blocks = (k + SWA_MAX_K_BLOCK - 1) / SWA_MAX_K_BLOCK;
+    int64_t n_blocks = (k + kernels->k_block - 1) / kernels->k_block;
     int64_t block = swa_round_up((k + n_blocks - 1) / n_blocks, 2);
     for (int64_t n = column; n < column + columns; n += panel, c += panel) {
         const unsigned char *data = matrix->data + (size_t)(n * matrix->k_padded) * matrix->element_size;
@@ -422,12 +422,14 @@ void swa_multiply(const swa_model_t *model, const swa_linear_t *linear, int64_t 
     }
 }
 
+enum { COLUMN_BLOCK = 256 }; /* about as many columns at a time: what follows a product finds them in L2 */
+
 int64_t swa_column_block(const swa_model_t *model, int64_t unit)
 {
     int64_t block = unit;
     while (block % model->kernels->panel)
         block += unit;
-    return block * swa_max(1, 512 / block);
+    return block * (swa_max(1, COLUMN_BLOCK / block) | 1); /* odd: rows spread over the sets of the caches */
 }
 
 const swa_linear_t *swa_head(const swa_model_t *model) { return model->config.tied ? &model->embedding : &model->head; }
