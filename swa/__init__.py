@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from swa import examples, testing
     from swa.evaluation import Evaluation, evaluate
     from swa.examples import Example
+    from swa.gate_scores import GateScores, score_gates
     from swa.layer_scores import LayerScores
     from swa.model import Model, load
     from swa.policy import AttentionPolicy
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "Evaluation",
     "Example",
+    "GateScores",
     "LayerScores",
     "Model",
     "Selection",
@@ -48,6 +50,7 @@ __all__ = [
     "paired_bootstrap",
     "rank_agreement",
     "report",
+    "score_gates",
     "score_layers",
     "select",
     "selection_stability",
@@ -60,6 +63,7 @@ _HOME = {
     "Budget": "selection",
     "Evaluation": "evaluation",
     "Example": "examples",
+    "GateScores": "gate_scores",
     "LayerScores": "layer_scores",
     "Model": "model",
     "Selection": "selection",
@@ -69,6 +73,7 @@ _HOME = {
     "paired_bootstrap": "statistics",
     "rank_agreement": "stability",
     "report": "reporting",
+    "score_gates": "gate_scores",
     "score_layers": "score",
     "select": "selection",
     "selection_stability": "stability",

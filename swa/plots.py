@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from swa.gate_scores import GateScores
     from swa.layer_scores import LayerScores
     from swa.stability import SelectionStability
 
@@ -79,6 +80,23 @@ def selection_frequencies(stability: SelectionStability, ax: Axes | None = None)
         f"{stability.model_name}: {len(stability.layers)} layers,"
         f" {stability.n_examples} examples resampled"
     )
+    return ax
+
+
+def gate_heads(scores: GateScores, ax: Axes | None = None) -> Axes:
+    """The first-order score of every KV head (rows) in every layer (columns).
+
+    Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
+    """
+    values = scores.per_kv_head.T
+    ax = _axes(ax, width=9, height=1.4 + 0.3 * len(values))
+    scale = float(np.abs(values).max()) or 1.0
+    image = ax.imshow(values, cmap="RdBu", vmin=-scale, vmax=scale, aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="nats per token")
+    ax.set_yticks(range(len(values)))
+    ax.set_ylabel("KV head")
+    ax.set_xlabel("layer")
+    ax.set_title(f"{scores.model_name}, -d {scores.objective} / d alpha")
     return ax
 
 

@@ -19,6 +19,7 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 COMMANDS: dict[str, Callable[..., None]] = {  # in the order of --help
     "estimate": scoring.estimate,
     "score": scoring.score,
+    "gates": scoring.gates,
     "stability": checking.stability,
     "select": selecting.select,
     "answer": evaluating.answer,

@@ -235,3 +235,58 @@ def _announce(
         f"{len(examples)} examples of up to {longest} tokens, {flips} layers: the work of about"
         f" {passes:.0f} forward passes, {memory:,.0f} MiB of memory"
     )
+
+
+def gates(
+    model: ModelArgument,
+    sliding_window: Window,
+    examples: ExamplesFile = None,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    at: Annotated[
+        float, typer.Option(min=0, max=1, help="Where: 0 all layers slide, 1 all are full.")
+    ] = 0.0,
+    objective: Annotated[
+        Literal["nll", "kl"], typer.Option(help="Of the answers, or from the full model's.")
+    ] = "nll",
+    out: Annotated[Path | None, typer.Option(help="JSON file; an older one is replaced.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of layers by KV heads.")] = None,
+    examples_per_task: PerTask = None,
+    prompt_tokens: PromptTokens = None,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    as_json: Json = False,
+) -> None:
+    """First-order scores by layer and KV head: a forecast of `swa score`, many times cheaper."""
+    import numpy as np
+
+    from swa.gate_scores import score_gates
+    from swa.policy import AttentionPolicy
+
+    policy = AttentionPolicy(
+        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    )
+    loaded = load_model(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration")
+    alpha = np.zeros(loaded.config.num_hidden_layers)
+    alpha[list(loaded.selectable_layers)] = at
+    scores = score_gates(loaded, used, policy, alpha=alpha, objective=objective, progress=True)
+    if out is not None:
+        scores.save(out)
+        note(f"wrote {out}")
+    if plot is not None:
+        scores.plot().figure.savefig(plot)  # type: ignore[union-attr]
+        note(f"wrote {plot}")
+    if as_json:
+        print_json(scores.to_dict())
+    else:
+        print(scores)
