@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +27,14 @@ from swa.policy import AttentionPolicy, format_layers
 from swa.score import check_policy, with_signal
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from swa.config import ModelConfig
     from swa.examples import Example
     from swa.model import Model
 
 F64 = npt.NDArray[np.float64]
+T = TypeVar("T")
 Objective = Literal["nll", "kl"]
 OBJECTIVES: tuple[Objective, ...] = ("nll", "kl")
 
@@ -40,7 +47,7 @@ class Cost:
     """
 
     prefills: float = 0.0
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.prefills + other.prefills, self.seconds + other.seconds)
@@ -71,8 +78,15 @@ class Problem(Protocol):
         """N."""
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """[N]: the task of each example."""
+
+    @property
     def cost(self) -> Cost:
-        """What has been spent since the problem was made."""
+        """What this problem has been asked for so far, as if nothing of it had been known before.
+
+        What is asked twice counts once.
+        """
 
     @property
     def known_deltas(self) -> F64 | None:
@@ -84,8 +98,11 @@ class Problem(Protocol):
     def deltas(self) -> F64:
         """`known_deltas`, measured on the N examples if need be."""
 
-    def loss(self, full_layers: Iterable[int]) -> F64:
-        """float64 [N]: the exact loss with these layers full and all others sliding."""
+    def loss(self, full_layers: Iterable[int], examples: Sequence[int] | None = None) -> F64:
+        """float64 [n]: the exact loss with these layers full and all others sliding.
+
+        Of the n examples (None: all N).
+        """
 
     def gradient(self, alpha: F64, examples: Sequence[int] | None = None) -> tuple[F64, F64]:
         """Loss float64 [n] and d loss / d alpha float64 [n, L] of the n examples (None: all N).
@@ -94,11 +111,205 @@ class Problem(Protocol):
         cannot be selected; the gradient is 0 there.
         """
 
+    def gradient_price(self, alpha: F64) -> float:
+        """What `gradient` takes at this point, in prefills an example."""
 
-class CalibrationProblem:
+    def fresh(self) -> Problem:
+        """The same problem with an account of its own: it shares all that is known."""
+
+
+@dataclass
+class _Known:
+    """What was run: values and what they cost, and the sum of these costs."""
+
+    losses: dict[tuple[frozenset[int], int], tuple[float, Cost]]
+    gradients: dict[tuple[bytes, int], tuple[float, F64, Cost]]
+    sweeps: dict[int, tuple[float, F64, Cost]]
+    spent: Cost = NOTHING
+
+
+class RecordingProblem(ABC):
+    """A problem that runs nothing twice and keeps account; subclasses say how to run and price.
+
+    Interrupting a call loses the runs under way and nothing else.
+
+    Args:
+        num_layers, selectable, tasks: see `Problem`.
+        known_deltas: float64 [M, L], a single-layer sweep, where there is one.
+        progress: told the cost so far, after every run.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        selectable: Iterable[int],
+        tasks: Iterable[str],
+        *,
+        known_deltas: F64 | None = None,
+        progress: Callable[[Cost], None] | None = None,
+    ) -> None:
+        self.num_layers = num_layers
+        self.selectable = tuple(sorted(selectable))
+        self.tasks = tuple(tasks)
+        self._given_deltas, self._progress = known_deltas, progress
+        self._known = _Known({}, {}, {})
+        self._charged: set[Hashable] = set()
+        self._cost = NOTHING
+        self._swept = False
+
+    @abstractmethod
+    def run_loss(self, full_layers: frozenset[int], index: int) -> float:
+        """One example's exact loss."""
+
+    @abstractmethod
+    def run_gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
+        """One example's loss, and its gradient float64 [L]."""
+
+    @abstractmethod
+    def run_sweep(self, index: int) -> tuple[float, F64]:
+        """One example's loss with all layers sliding, and float64 [L] with one of them full."""
+
+    @abstractmethod
+    def loss_work(self, full_layers: frozenset[int], index: int) -> float:
+        """What `run_loss` takes, in any unit."""
+
+    @abstractmethod
+    def gradient_work(self, alpha: F64, index: int) -> float:
+        """What `run_gradient` takes, in the same unit."""
+
+    @abstractmethod
+    def sweep_work(self, index: int) -> float:
+        """What `run_sweep` takes, in the same unit."""
+
+    @property
+    def n_examples(self) -> int:
+        """N."""
+        return len(self.tasks)
+
+    @property
+    def cost(self) -> Cost:
+        """What this problem was asked for, as if nothing of it had been known before."""
+        return self._cost
+
+    @property
+    def spent(self) -> Cost:
+        """What was run, for this problem and all that are `fresh` from it."""
+        return self._known.spent
+
+    @property
+    def known_deltas(self) -> F64 | None:
+        """float64 [M, L], given or measured; None where there is none."""
+        return self.deltas() if self._swept else self._given_deltas
+
+    def deltas(self) -> F64:
+        """float64 [M, L]: single-layer deltas, given or measured."""
+        if self._given_deltas is not None:
+            return self._given_deltas
+        deltas = np.array([self._deltas(index) for index in range(self.n_examples)])
+        self._swept = True
+        return deltas
+
+    def loss(self, full_layers: Iterable[int], examples: Sequence[int] | None = None) -> F64:
+        """float64 [n]: exact losses of a selection on the n examples (None: all)."""
+        layers = frozenset(full_layers)
+        if strangers := layers - set(self.selectable):
+            raise InputError(
+                f"layers [{format_layers(strangers)}] cannot be selected: this model's can in"
+                f" [{format_layers(self.selectable)}]"
+            )
+        indices = range(self.n_examples) if examples is None else examples
+        return np.array([self._loss(layers, index) for index in indices])
+
+    def gradient(self, alpha: F64, examples: Sequence[int] | None = None) -> tuple[F64, F64]:
+        """Losses float64 [n], gradients float64 [n, L] on the n examples (None: all)."""
+        gates = np.array(alpha, dtype=np.float64)
+        _check_gates(gates, self.num_layers, self.selectable)
+        indices = range(self.n_examples) if examples is None else examples
+        found = [self._gradient(gates, index) for index in indices]
+        return np.array([loss for loss, _ in found]), np.array([slope for _, slope in found])
+
+    def gradient_price(self, alpha: F64) -> float:
+        """What `gradient` takes at this point, in prefills an example."""
+        return self._prefills(sum(self.gradient_work(alpha, i) for i in range(self.n_examples)))
+
+    def fresh(self) -> Self:
+        """The same problem with an account of its own: it shares all that is known."""
+        other = copy(self)
+        other._charged, other._cost, other._swept = set(), NOTHING, False
+        return other
+
+    def _loss(self, layers: frozenset[int], index: int) -> float:
+        key = layers, index
+        if key not in self._known.losses:
+            loss, cost = self._timed(
+                lambda: self.run_loss(layers, index), self.loss_work(layers, index)
+            )
+            self._known.losses[key] = loss, cost
+        loss, cost = self._known.losses[key]
+        self._charge(key, cost)
+        return loss
+
+    def _gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
+        key = alpha.tobytes(), index
+        if key not in self._known.gradients:
+            (loss, slope), cost = self._timed(
+                lambda: self.run_gradient(alpha, index), self.gradient_work(alpha, index)
+            )
+            self._known.gradients[key] = loss, slope, cost
+        loss, slope, cost = self._known.gradients[key]
+        self._charge(key, cost)
+        if np.isin(alpha, (0, 1)).all():
+            self._learn(frozenset(np.flatnonzero(alpha).tolist()), index, loss, cost)
+        return loss, slope
+
+    def _deltas(self, index: int) -> F64:
+        """float64 [L]: one example's."""
+        if index not in self._known.sweeps:
+            (sliding, restored), cost = self._timed(
+                lambda: self.run_sweep(index), self.sweep_work(index)
+            )
+            self._known.sweeps[index] = sliding, restored, cost
+        sliding, restored, cost = self._known.sweeps[index]
+        self._charge(index, cost)
+        self._learn(frozenset(), index, sliding, cost)
+        for layer in self.selectable:
+            self._learn(frozenset([layer]), index, float(restored[layer]), cost)
+        deltas = np.zeros(self.num_layers)
+        deltas[list(self.selectable)] = sliding - restored[list(self.selectable)]
+        return deltas
+
+    def _learn(self, layers: frozenset[int], index: int, loss: float, cost: Cost) -> None:
+        """Keep a loss that a larger run has shown; here it is paid for with that run."""
+        prefills = self._prefills(self.loss_work(layers, index))
+        seconds = cost.seconds * prefills / cost.prefills
+        self._known.losses.setdefault((layers, index), (loss, Cost(prefills, seconds)))
+        self._charged.add((layers, index))
+
+    def _timed(self, run: Callable[[], T], work: float) -> tuple[T, Cost]:
+        begun = time.perf_counter()
+        result = run()
+        cost = Cost(self._prefills(work), time.perf_counter() - begun)
+        self._known.spent += cost
+        if self._progress is not None:
+            self._progress(self._known.spent)
+        return result, cost
+
+    def _charge(self, key: Hashable, cost: Cost) -> None:
+        if key not in self._charged:
+            self._charged.add(key)
+            self._cost += cost
+
+    def _prefills(self, work: float) -> float:
+        return work / self._full_work
+
+    @cached_property
+    def _full_work(self) -> float:
+        full = frozenset(self.selectable)
+        return sum(self.loss_work(full, index) for index in range(self.n_examples))
+
+
+class CalibrationProblem(RecordingProblem):
     """The problem that a model, examples and a policy pose.
-
-    Interrupting a call loses the passes under way and nothing else.
 
     Args:
         model: what `swa.load` gives; a policy of its own is not used.
@@ -108,7 +319,7 @@ class CalibrationProblem:
         objective: "nll" of the answers, or "kl" from the full-attention model's answer
             distributions.
         scores: a single-layer sweep of this model under this policy, where there is one.
-        progress: told the cost so far, now and then.
+        progress: told the cost so far, after every run.
 
     Raises:
         InputError: an unknown objective, or scores of something else.
@@ -131,94 +342,55 @@ class CalibrationProblem:
         if scores is not None:
             _check_scores(scores, model, policy, objective)
         used, self.left_out = with_signal(examples, policy)
-        self.examples: tuple[Example, ...] = tuple(used)
-        self.model, self.policy, self.objective, self.scores = model, policy, objective, scores
-        self.num_layers = model.config.num_hidden_layers
-        self.selectable = tuple(sorted(model.selectable_layers))
-        self.n_examples = len(self.examples)
-        self._progress = progress
-        self._cost = Cost()
-        self._losses: dict[tuple[frozenset[int], int], float] = {}
-        self._gradients: dict[tuple[bytes, int], tuple[float, F64]] = {}
-        self._deltas = None if scores is None else _delta_table(scores)
-        self._full_flops = sum(self._pass(self.selectable, i) for i in range(self.n_examples))
+        self.model, self.examples, self.policy = model, tuple(used), policy
+        self.objective: Objective = objective
+        self.scores = scores
+        super().__init__(
+            model.config.num_hidden_layers,
+            model.selectable_layers,
+            (example.task for example in used),
+            known_deltas=None if scores is None else _delta_table(scores),
+            progress=progress,
+        )
 
-    @property
-    def cost(self) -> Cost:
-        return self._cost
+    def run_loss(self, full_layers: frozenset[int], index: int) -> float:
+        result = self.model.nll_example(
+            self.examples[index], policy=self.policy, full_layers=full_layers
+        )
+        return self._finite(result.mean, full_layers, index)
 
-    @property
-    def known_deltas(self) -> F64 | None:
-        return self._deltas
+    def run_gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
+        found = import_module("swa.gates").gate_gradient(
+            self.model, self.examples[index], self.policy, alpha
+        )
+        return self._finite(
+            float(found.loss), np.flatnonzero(alpha).tolist(), index
+        ), found.gradient
 
-    def deltas(self) -> F64:
-        if self._deltas is None:
-            self._deltas = np.array([self._sweep(index) for index in range(self.n_examples)])
-        return self._deltas
-
-    def loss(self, full_layers: Iterable[int]) -> F64:
-        layers = self._checked(full_layers)
-        return np.array([self._loss(layers, index) for index in range(self.n_examples)])
-
-    def gradient(self, alpha: F64, examples: Sequence[int] | None = None) -> tuple[F64, F64]:
-        gates = np.array(alpha, dtype=np.float64)
-        _check_gates(gates, self.num_layers, self.selectable)
-        indices = range(self.n_examples) if examples is None else examples
-        found = [self._gradient(gates, index) for index in indices]
-        return np.array([loss for loss, _ in found]), np.array([slope for _, slope in found])
-
-    def _checked(self, full_layers: Iterable[int]) -> frozenset[int]:
-        layers = frozenset(full_layers)
-        if strangers := layers - set(self.selectable):
-            raise InputError(
-                f"layers [{format_layers(strangers)}] cannot be selected: this model's can in"
-                f" [{format_layers(self.selectable)}]"
-            )
-        return layers
-
-    def _loss(self, layers: frozenset[int], index: int) -> float:
-        if (layers, index) not in self._losses:
-            example = self.examples[index]
-            begun = time.perf_counter()
-            result = self.model.nll_example(example, policy=self.policy, full_layers=layers)
-            self._losses[layers, index] = self._finite(result.mean, layers, index)
-            self._spend(self._pass(layers, index), begun)
-        return self._losses[layers, index]
-
-    def _gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
-        key = alpha.tobytes(), index
-        if key not in self._gradients:
-            example, begun = self.examples[index], time.perf_counter()
-            found = import_module("swa.gates").gate_gradient(
-                self.model, example, self.policy, alpha
-            )
-            full = np.flatnonzero(alpha).tolist()
-            loss = self._finite(float(found.loss), full, index)
-            self._gradients[key] = loss, found.gradient
-            if np.isin(alpha, (0, 1)).all():
-                self._losses[frozenset(full), index] = loss
-            lengths = example.prompt_len, example.answer_len
-            work = cost.gradient_work(self.model.config, self.policy, alpha, *lengths)
-            self._spend(work.flops, begun)
-        return self._gradients[key]
-
-    def _sweep(self, index: int) -> F64:
-        """float64 [L]: one example's deltas; keeps the losses of its runs."""
-        example, begun = self.examples[index], time.perf_counter()
-        sweep = self.model.sweep_example(example, self.policy, (), self.selectable, True)
-        runs = {(): sweep.base_nll} | {(i,): sweep.run_nll[i] for i in self.selectable}
-        for layers, per_token in runs.items():
-            nll = self._finite(float(per_token.mean()), layers, index)
-            self._losses[frozenset(layers), index] = nll
-        lengths = example.prompt_len, example.answer_len
-        work = cost.sweep_work(self.model.config, self.policy, (), self.selectable, *lengths)
-        self._spend(work.flops, begun)
-        deltas = np.zeros(self.num_layers)
+    def run_sweep(self, index: int) -> tuple[float, F64]:
+        sweep = self.model.sweep_example(
+            self.examples[index], self.policy, (), self.selectable, True
+        )
+        restored = sweep.run_nll.mean(axis=1)
         for layer in self.selectable:
-            deltas[layer] = (
-                self._losses[frozenset(), index] - self._losses[frozenset([layer]), index]
-            )
-        return deltas
+            self._finite(float(restored[layer]), [layer], index)
+        return self._finite(float(sweep.base_nll.mean()), (), index), restored
+
+    def loss_work(self, full_layers: frozenset[int], index: int) -> float:
+        return cost.nll_work(*self._shape, full_layers, *self._lengths(index)).flops
+
+    def gradient_work(self, alpha: F64, index: int) -> float:
+        return cost.gradient_work(*self._shape, alpha, *self._lengths(index)).flops
+
+    def sweep_work(self, index: int) -> float:
+        return cost.sweep_work(*self._shape, (), self.selectable, *self._lengths(index)).flops
+
+    @property
+    def _shape(self) -> tuple[ModelConfig, AttentionPolicy]:
+        return self.model.config, self.policy
+
+    def _lengths(self, index: int) -> tuple[int, int]:
+        return self.examples[index].prompt_len, self.examples[index].answer_len
 
     def _finite(self, loss: float, layers: Iterable[int], index: int) -> float:
         if not math.isfinite(loss):
@@ -229,22 +401,6 @@ class CalibrationProblem:
             )
         return loss
 
-    def _pass(self, layers: Iterable[int], index: int) -> float:
-        """FLOPs of one example's pass."""
-        example = self.examples[index]
-        return cost.nll_work(
-            self.model.config,
-            self.policy,
-            frozenset(layers),
-            example.prompt_len,
-            example.answer_len,
-        ).flops
-
-    def _spend(self, flops: float, begun: float) -> None:
-        self._cost += Cost(flops / self._full_flops, time.perf_counter() - begun)
-        if self._progress is not None:
-            self._progress(self._cost)
-
 
 class ScoresProblem:
     """The problem that scores alone pose: they know single-layer deltas, and can run nothing."""
@@ -253,14 +409,21 @@ class ScoresProblem:
         self.num_layers = scores.num_hidden_layers
         self.selectable = scores.selectable_layers
         self.n_examples = len(scores.tasks)
+        self.tasks = scores.tasks
         self.known_deltas: F64 | None = _delta_table(scores)
-        self.cost = Cost()
+        self.cost = NOTHING
+
+    def fresh(self) -> ScoresProblem:
+        return self
+
+    def gradient_price(self, alpha: F64) -> float:
+        return 0.0
 
     def deltas(self) -> F64:
         assert self.known_deltas is not None
         return self.known_deltas
 
-    def loss(self, full_layers: Iterable[int]) -> F64:
+    def loss(self, full_layers: Iterable[int], examples: Sequence[int] | None = None) -> F64:
         raise InputError(
             "this strategy measures whole selections, which scores cannot tell: give the model and"
             " its examples"

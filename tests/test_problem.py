@@ -48,7 +48,19 @@ def test_a_pass_is_paid_for_once() -> None:
     assert problem.cost.prefills == pytest.approx(1 + share)
     paid = problem.cost
     problem.loss({2})
-    assert problem.cost == paid and paid.seconds > 0
+    assert problem.cost == problem.spent == paid and paid.seconds > 0
+
+
+def test_an_account_of_its_own_is_as_if_nothing_had_been_known() -> None:
+    problem = pose()
+    problem.deltas()
+    other = problem.fresh()
+    assert other.cost == Cost() and other.known_deltas is None
+    other.loss([2]), other.loss([2])
+    once = pose()
+    once.loss([2])
+    assert other.cost == once.cost
+    assert problem.spent == other.spent == problem.cost  # nothing was run again
 
 
 def test_deltas_are_the_sweeps() -> None:
@@ -58,7 +70,7 @@ def test_deltas_are_the_sweeps() -> None:
     scores = score_layers(model, make_examples(3), POLICY)
     expected = np.array(scores.delta_per_example, float)
     np.testing.assert_array_equal(problem.deltas(), np.nan_to_num(expected))
-    assert problem.known_deltas is problem.deltas()
+    np.testing.assert_array_equal(problem.known_deltas, problem.deltas())
     paid = problem.cost
     problem.loss([]), problem.loss([4])  # runs of the sweep
     assert problem.cost == paid

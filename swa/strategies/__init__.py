@@ -14,18 +14,22 @@ from swa.errors import InputError
 from swa.strategies.base import Move, Plain, Proposal, Strategy, propose
 from swa.strategies.frank_wolfe import FrankWolfe
 from swa.strategies.greedy import Backward, Forward
+from swa.strategies.joint import Joint
 from swa.strategies.patterns import First, Last, Periodic, Random
 from swa.strategies.rankings import FirstOrder, Path, TopK
+from swa.strategies.refine import Refine
 
 __all__ = ["STRATEGIES", "Move", "Proposal", "Strategy", "propose", "resolve", "summary"]
 
 STRATEGIES: dict[str, type[Strategy]] = {
+    "joint": Joint,
     "topk": TopK,
     "first_order": FirstOrder,
     "path": Path,
     "frank_wolfe": FrankWolfe,
     "forward": Forward,
     "backward": Backward,
+    "refine": Refine,
     "periodic": Periodic,
     "first": First,
     "last": Last,
@@ -40,7 +44,7 @@ def resolve(strategy: str | Strategy | Plain) -> Strategy | Plain:
         InputError: an unknown name or setting, or something that is no strategy.
     """
     if not isinstance(strategy, str):
-        if isinstance(strategy, type) or not (hasattr(strategy, "propose") or callable(strategy)):
+        if isinstance(strategy, type) or not (isinstance(strategy, Strategy) or callable(strategy)):
             raise InputError(
                 f"strategy must be a name, an object with propose(problem, size), or a function:"
                 f" {strategy!r}"
@@ -50,16 +54,16 @@ def resolve(strategy: str | Strategy | Plain) -> Strategy | Plain:
     if name not in STRATEGIES:
         raise InputError(f"there is no strategy {name!r}: there are {', '.join(STRATEGIES)}")
     made: Any = STRATEGIES[name]
-    known = {field.name for field in fields(made)}
-    values: dict[str, int] = {}
+    known = {field.name: field.default for field in fields(made)}
+    values: dict[str, float] = {}
     for setting in settings.split(",") if settings else ():
         key, _, value = setting.partition("=")
         if key not in known:
             raise InputError(f"{name} has no setting {key!r}: it has {sorted(known) or 'none'}")
         try:
-            values[key] = int(value)
+            values[key] = float(value) if isinstance(known[key], float) else int(value)
         except ValueError:
-            raise InputError(f"{name}: {key} must be an integer, not {value!r}") from None
+            raise InputError(f"{name}: {key} must be a number, not {value!r}") from None
     strategy_: Strategy = made(**values)
     return strategy_
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class Proposal:
     cost: Cost = NOTHING
 
 
+@runtime_checkable
 class Strategy(Protocol):
     """A way to choose layers. Anything with this method will do."""
 
@@ -58,23 +60,27 @@ Plain: TypeAlias = Callable[[Problem, int], "Proposal | Iterable[int]"]
 
 
 def propose(strategy: Strategy | Plain, problem: Problem, size: int) -> Proposal:
-    """What `strategy` proposes, checked, and with the cost that it added to the problem's account.
+    """What `strategy` proposes, checked, and with its cost, as if nothing had been known before.
 
     Raises:
         InputError: `size` is not in 0..the number of selectable layers; or the proposal is not at
             most `size` different selectable layers.
     """
+    problem = problem.fresh()
+    made = ask(strategy, problem, size)
+    return replace(made, cost=problem.cost)
+
+
+def ask(strategy: Strategy | Plain, problem: Problem, size: int) -> Proposal:
+    """As `propose`, but on the problem's own account: for strategies that ask others."""
     if not 0 <= size <= len(problem.selectable):
         raise InputError(
             f"cannot keep {size} layers full: {len(problem.selectable)} of this model's"
             f" {problem.num_layers} can be chosen"
         )
-    before = problem.cost
-    made = strategy.propose(problem, size) if hasattr(strategy, "propose") else None
-    if made is None:
-        assert callable(strategy)
-        answer = strategy(problem, size)
-        made = answer if isinstance(answer, Proposal) else Proposal(tuple(answer))
+    asked = strategy.propose if isinstance(strategy, Strategy) else strategy
+    answer = asked(problem, size)
+    made = answer if isinstance(answer, Proposal) else Proposal(tuple(answer))
     layers = tuple(sorted(made.layers))
     if len(set(layers)) != len(layers) or not set(layers) <= set(problem.selectable):
         raise InputError(
@@ -83,7 +89,7 @@ def propose(strategy: Strategy | Plain, problem: Problem, size: int) -> Proposal
         )
     if len(layers) > size:
         raise InputError(f"the strategy {strategy!r} proposed {len(layers)} layers, not {size}")
-    return Proposal(layers, made.trace, problem.cost - before)
+    return replace(made, layers=layers)
 
 
 def best(benefit: F64, candidates: Iterable[int], size: int) -> tuple[int, ...]:
@@ -100,11 +106,21 @@ def gates(num_layers: int, layers: Sequence[int], weight: float = 1.0) -> F64:
 
 
 class Batches:
-    """Takes turns over the examples in a seeded order, so that each is used as often as others."""
+    """Takes turns over the examples, so that each, and each task, is used as often as others.
 
-    def __init__(self, n_examples: int, size: int | None, seed: int) -> None:
-        self.size = n_examples if size is None else min(size, n_examples)
-        self._order = np.random.default_rng(seed).permutation(n_examples).tolist()
+    Args:
+        tasks: [N], the task of each example.
+        size: of a batch; None: all examples.
+        seed: of the order within a task.
+    """
+
+    def __init__(self, tasks: Sequence[str], size: int | None, seed: int) -> None:
+        self.size = len(tasks) if size is None else min(size, len(tasks))
+        groups: dict[str, list[int]] = {}
+        for index in np.random.default_rng(seed).permutation(len(tasks)).tolist():
+            groups.setdefault(tasks[index], []).append(index)
+        rounds = zip_longest(*(groups[task] for task in sorted(groups)))
+        self._order = [index for members in rounds for index in members if index is not None]
         self._used = 0
 
     def next(self) -> list[int]:

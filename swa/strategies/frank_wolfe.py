@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from swa.errors import InputError
 from swa.problem import Problem
 from swa.strategies.base import Batches, Move, Proposal, best, check_count, gates
 
@@ -18,24 +21,30 @@ class FrankWolfe:
     Args:
         steps: number of gradients.
         batch: examples a step, in turns; None: all.
+        momentum: weight of the steps before in the gradient that a step follows, in 0..1.
         seed: of the turns.
     """
 
     steps: int = 8
     batch: int | None = 4
+    momentum: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_count(self.steps, "steps")
         check_count(self.batch, "batch")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must be in 0..1, without 1, not {self.momentum!r}")
 
     def propose(self, problem: Problem, size: int) -> Proposal:
         layers = problem.selectable
         alpha = gates(problem.num_layers, layers, size / len(layers))
-        batches, moves = Batches(problem.n_examples, self.batch, self.seed), []
+        batches, moves = Batches(problem.tasks, self.batch, self.seed), []
+        slope = np.zeros(problem.num_layers)
         for step in range(self.steps):
             loss, gradient = problem.gradient(alpha, batches.next())
-            slope = gradient.mean(axis=0)
+            here = gradient.mean(axis=0)
+            slope = self.momentum * slope + (1 - self.momentum if step else 1) * here
             toward = best(-slope, layers, size)
             share = 2 / (step + 3)
             move = share * (gates(problem.num_layers, toward) - alpha)

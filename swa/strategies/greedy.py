@@ -27,7 +27,7 @@ class Forward:
         check_count(self.batch, "batch")
 
     def propose(self, problem: Problem, size: int) -> Proposal:
-        batches, moves = Batches(problem.n_examples, self.batch, self.seed), []
+        batches, moves = Batches(problem.tasks, self.batch, self.seed), []
         chosen: tuple[int, ...] = ()
         while len(chosen) < size:
             loss, gradient = problem.gradient(gates(problem.num_layers, chosen), batches.next())
@@ -60,7 +60,7 @@ class Backward:
         check_count(self.batch, "batch")
 
     def propose(self, problem: Problem, size: int) -> Proposal:
-        batches, moves = Batches(problem.n_examples, self.batch, self.seed), []
+        batches, moves = Batches(problem.tasks, self.batch, self.seed), []
         chosen = problem.selectable
         excess = len(chosen) - size
         rounds = min(self.rounds, excess)

@@ -52,7 +52,7 @@ class Path:
 
     def benefit(self, problem: Problem) -> tuple[F64, tuple[Move, ...]]:
         """float64 [L]: each layer's share of the change from all sliding to all full."""
-        batches, total, moves = Batches(problem.n_examples, self.batch, self.seed), 0.0, []
+        batches, total, moves = Batches(problem.tasks, self.batch, self.seed), 0.0, []
         for point in range(self.points):
             weight = (point + 0.5) / self.points
             alpha = gates(problem.num_layers, problem.selectable, weight)
