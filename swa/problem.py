@@ -14,14 +14,15 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from itertools import combinations
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from swa import cost
 from swa.errors import InputError, ScoresError
+from swa.gates import OBJECTIVES, Objective, divergence, gate_gradient, reference_logits
 from swa.layer_scores import LayerScores
 from swa.policy import AttentionPolicy, format_layers
 from swa.score import check_policy, with_signal
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
     from swa.model import Model
 
 F64 = npt.NDArray[np.float64]
+F32 = npt.NDArray[np.float32]
 T = TypeVar("T")
-Objective = Literal["nll", "kl"]
-OBJECTIVES: tuple[Objective, ...] = ("nll", "kl")
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class Problem(Protocol):
     @property
     def tasks(self) -> tuple[str, ...]:
         """[N]: the task of each example."""
+
+    @property
+    def objective(self) -> Objective:
+        """What the loss is: "nll" of the answers, or "kl" from the full-attention model."""
 
     @property
     def cost(self) -> Cost:
@@ -139,6 +143,8 @@ class RecordingProblem(ABC):
         progress: told the cost so far, after every run.
     """
 
+    objective: Objective = "nll"
+
     def __init__(
         self,
         num_layers: int,
@@ -168,6 +174,10 @@ class RecordingProblem(ABC):
     @abstractmethod
     def run_sweep(self, index: int) -> tuple[float, F64]:
         """One example's loss with all layers sliding, and float64 [L] with one of them full."""
+
+    def prepare(self, index: int) -> Cost:
+        """Do, once, what an example needs before its runs, and tell what that took."""
+        return NOTHING
 
     @abstractmethod
     def loss_work(self, full_layers: frozenset[int], index: int) -> float:
@@ -223,7 +233,6 @@ class RecordingProblem(ABC):
     def gradient(self, alpha: F64, examples: Sequence[int] | None = None) -> tuple[F64, F64]:
         """Losses float64 [n], gradients float64 [n, L] on the n examples (None: all)."""
         gates = np.array(alpha, dtype=np.float64)
-        _check_gates(gates, self.num_layers, self.selectable)
         indices = range(self.n_examples) if examples is None else examples
         found = [self._gradient(gates, index) for index in indices]
         return np.array([loss for loss, _ in found]), np.array([slope for _, slope in found])
@@ -240,6 +249,7 @@ class RecordingProblem(ABC):
 
     def _loss(self, layers: frozenset[int], index: int) -> float:
         key = layers, index
+        self._charge(("prepared", index), self.prepare(index))
         if key not in self._known.losses:
             loss, cost = self._timed(
                 lambda: self.run_loss(layers, index), self.loss_work(layers, index)
@@ -251,6 +261,7 @@ class RecordingProblem(ABC):
 
     def _gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
         key = alpha.tobytes(), index
+        self._charge(("prepared", index), self.prepare(index))
         if key not in self._known.gradients:
             (loss, slope), cost = self._timed(
                 lambda: self.run_gradient(alpha, index), self.gradient_work(alpha, index)
@@ -264,6 +275,7 @@ class RecordingProblem(ABC):
 
     def _deltas(self, index: int) -> F64:
         """float64 [L]: one example's."""
+        self._charge(("prepared", index), self.prepare(index))
         if index not in self._known.sweeps:
             (sliding, restored), cost = self._timed(
                 lambda: self.run_sweep(index), self.sweep_work(index)
@@ -343,8 +355,10 @@ class CalibrationProblem(RecordingProblem):
             _check_scores(scores, model, policy, objective)
         used, self.left_out = with_signal(examples, policy)
         self.model, self.examples, self.policy = model, tuple(used), policy
-        self.objective: Objective = objective
+        self.objective = objective
         self.scores = scores
+        self._references: dict[int, F32] = {}
+        self._reference_costs: dict[int, Cost] = {}
         super().__init__(
             model.config.num_hidden_layers,
             model.selectable_layers,
@@ -354,27 +368,46 @@ class CalibrationProblem(RecordingProblem):
         )
 
     def run_loss(self, full_layers: frozenset[int], index: int) -> float:
-        result = self.model.nll_example(
-            self.examples[index], policy=self.policy, full_layers=full_layers
-        )
+        example = self.examples[index]
+        if self.objective == "kl":
+            reference = self._references[index]
+            rows = divergence(self.model, example, self.policy, full_layers, reference)
+            return self._finite(float(rows.mean()), full_layers, index)
+        result = self.model.nll_example(example, policy=self.policy, full_layers=full_layers)
         return self._finite(result.mean, full_layers, index)
 
     def run_gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
-        found = import_module("swa.gates").gate_gradient(
-            self.model, self.examples[index], self.policy, alpha
+        found = gate_gradient(
+            self.model,
+            self.examples[index],
+            self.policy,
+            alpha,
+            objective=self.objective,
+            reference=self._references.get(index),
         )
-        return self._finite(
-            float(found.loss), np.flatnonzero(alpha).tolist(), index
-        ), found.gradient
+        return self._finite(found.loss, np.flatnonzero(alpha).tolist(), index), found.gradient
 
     def run_sweep(self, index: int) -> tuple[float, F64]:
-        sweep = self.model.sweep_example(
-            self.examples[index], self.policy, (), self.selectable, True
-        )
-        restored = sweep.run_nll.mean(axis=1)
+        restored = np.full(self.num_layers, np.nan)
+        if self.objective == "kl":
+            for layer in self.selectable:
+                restored[layer] = self.run_loss(frozenset([layer]), index)
+            return self.run_loss(frozenset(), index), restored
+        example = self.examples[index]
+        sweep = self.model.sweep_example(example, self.policy, (), self.selectable, True)
         for layer in self.selectable:
-            self._finite(float(restored[layer]), [layer], index)
+            restored[layer] = self._finite(float(sweep.run_nll[layer].mean()), [layer], index)
         return self._finite(float(sweep.base_nll.mean()), (), index), restored
+
+    def prepare(self, index: int) -> Cost:
+        if self.objective == "nll":
+            return NOTHING
+        if index not in self._references:
+            work = self.loss_work(frozenset(self.selectable), index)
+            self._references[index], self._reference_costs[index] = self._timed(
+                lambda: reference_logits(self.model, self.examples[index]), work
+            )
+        return self._reference_costs[index]
 
     def loss_work(self, full_layers: frozenset[int], index: int) -> float:
         return cost.nll_work(*self._shape, full_layers, *self._lengths(index)).flops
@@ -383,6 +416,9 @@ class CalibrationProblem(RecordingProblem):
         return cost.gradient_work(*self._shape, alpha, *self._lengths(index)).flops
 
     def sweep_work(self, index: int) -> float:
+        if self.objective == "kl":
+            alone = map(frozenset, combinations(self.selectable, 1))
+            return sum(self.loss_work(layers, index) for layers in (frozenset(), *alone))
         return cost.sweep_work(*self._shape, (), self.selectable, *self._lengths(index)).flops
 
     @property
@@ -404,6 +440,8 @@ class CalibrationProblem(RecordingProblem):
 
 class ScoresProblem:
     """The problem that scores alone pose: they know single-layer deltas, and can run nothing."""
+
+    objective: Objective = "nll"
 
     def __init__(self, scores: LayerScores) -> None:
         self.num_layers = scores.num_hidden_layers
@@ -456,13 +494,3 @@ def _check_scores(
         raise InputError(f"the scores are of another checkpoint: {scores.model_name}")
     if difference := policy.differs_from(scores.policy):
         raise InputError(f"the scores were taken under another policy: {difference}")
-
-
-def _check_gates(alpha: F64, num_layers: int, selectable: Sequence[int]) -> None:
-    if alpha.shape != (num_layers,) or not ((alpha >= 0) & (alpha <= 1)).all():
-        raise InputError(f"alpha must be {num_layers} numbers in 0..1, not {alpha!r}")
-    others = np.delete(alpha, list(selectable))
-    if others.any():
-        raise InputError(
-            f"alpha must be 0 outside of the selectable layers [{format_layers(selectable)}]"
-        )

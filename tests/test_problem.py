@@ -168,3 +168,64 @@ def test_scores_alone_answer_what_they_can() -> None:
         propose(resolve("periodic"), problem, 2)
     with pytest.raises(InputError, match="gradients"):
         propose(resolve("path"), problem, 2)
+
+
+# ---- on the engine
+
+
+@pytest.fixture(scope="module")
+def tiny_problem(tiny: Any) -> Any:
+    import swa
+
+    model = swa.load(tiny(), dtype="float32", num_threads=1)
+
+    def make(objective: Any = "nll") -> CalibrationProblem:
+        return CalibrationProblem(model, make_examples(2, prompt_len=48), POLICY, objective)
+
+    return make
+
+
+@pytest.mark.parametrize("objective", ["nll", "kl"])
+def test_gradients_are_those_of_the_losses(tiny_problem: Any, objective: str) -> None:
+    problem = tiny_problem(objective)
+    n_layers = problem.num_layers
+    alpha = np.linspace(0.2, 0.8, n_layers)
+    _, slope = problem.gradient(alpha, [1])
+    for layer in range(n_layers):
+        step = np.zeros(n_layers)
+        step[layer] = 1e-2
+        ends = [problem.gradient(alpha + sign * step, [1])[0][0] for sign in (1, -1)]
+        assert slope[0, layer] == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=0.02, abs=2e-5)
+
+
+@pytest.mark.parametrize("objective", ["nll", "kl"])
+def test_a_gradient_at_a_selection_knows_its_loss(tiny_problem: Any, objective: str) -> None:
+    problem = tiny_problem(objective)
+    alpha = np.zeros(problem.num_layers)
+    alpha[1] = 1
+    loss, _ = problem.gradient(alpha)
+    paid = problem.cost
+    np.testing.assert_array_equal(problem.loss([1]), loss)
+    assert problem.cost == paid
+    np.testing.assert_array_equal(tiny_problem(objective).loss([1]), loss)  # bit for bit
+
+
+def test_divergence_is_paid_with_its_reference(tiny_problem: Any) -> None:
+    problem = tiny_problem("kl")
+    assert problem.loss(range(problem.num_layers)) == pytest.approx(0, abs=1e-6)
+    assert problem.cost.prefills == pytest.approx(2)
+    other = problem.fresh()
+    other.loss(range(problem.num_layers))
+    assert other.cost == problem.cost == problem.spent
+    deltas = problem.deltas()
+    assert deltas[0, 1] == problem.loss([])[0] - problem.loss([1])[0]
+    with pytest.raises(InputError, match="no gradient"):
+        propose(resolve("backward"), problem, 1)
+
+
+def test_a_gradients_price_is_what_it_costs(tiny_problem: Any) -> None:
+    problem = tiny_problem()
+    alpha = np.full(problem.num_layers, 0.5)
+    price = problem.gradient_price(alpha)
+    problem.gradient(alpha)
+    assert problem.cost.prefills == pytest.approx(price) and 3 < price < 6

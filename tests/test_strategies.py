@@ -8,6 +8,7 @@ from planted_problem import GRADIENT, SLIDING_PASS, PlantedProblem, Term
 
 from swa.errors import InputError
 from swa.strategies import STRATEGIES, Proposal, propose, resolve, summary
+from swa.strategies.refine import Refine
 
 L = 12
 ALONE = {1: 0.5, 4: 0.9, 7: 0.3, 10: 0.7}  # layers that are worth something, each by itself
@@ -161,3 +162,133 @@ def test_a_bad_proposal_is_refused(layers: tuple[int, ...], message: str) -> Non
 def test_bad_strategies(strategy, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(strategy)
+
+
+# ---- layers that interact, and answers that saturate
+
+
+def interacting(place: list[int], **settings) -> tuple[PlantedProblem, set[int], set[int]]:
+    """Two layers useful only together, two copies of one another, two useful ones, three harmful.
+
+    Returns the problem, the layers that must be chosen, and the copies.
+    """
+    terms = [
+        Term((place[0], place[1]), 1.5),
+        Term((place[2], place[3]), 0.9, every=False),
+        Term((place[4],), 0.6),
+        Term((place[5],), 0.5),
+        *(Term((layer,), -0.1) for layer in place[6:9]),
+        *(Term((layer,), 0.02) for layer in place[9:12]),
+    ]
+    problem = PlantedProblem(len(place), terms, top=4.0, **settings)
+    return problem, {place[0], place[1], place[4], place[5]}, {place[2], place[3]}
+
+
+def saturated(place: list[int], **settings) -> tuple[PlantedProblem, set[int], set[int]]:
+    """As `interacting`, where all layers together, and most sets of them, leave no loss at all."""
+    terms = [
+        Term((place[0], place[1]), 6.0),
+        Term((place[2], place[3]), 5.0, every=False),
+        Term((place[4],), 4.0),
+        Term((place[5],), 4.0),
+        *(Term((layer,), 0.8) for layer in place[6:]),
+    ]
+    problem = PlantedProblem(len(place), terms, top=13.0, saturates=True, rounding=2e-3, **settings)
+    return problem, {place[0], place[1], place[4], place[5]}, {place[2], place[3]}
+
+
+def finds(name: str, case: tuple[PlantedProblem, set[int], set[int]], size: int = 5) -> bool:
+    problem, needed, copies = case
+    made = propose(resolve(name), problem, size)
+    if name == "joint":
+        assert made.cost.prefills <= problem.num_layers + 1
+    return needed <= set(made.layers) and len(copies & set(made.layers)) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("n_examples", [1, 4, 8])
+def test_the_default_finds_interacting_layers_and_top_k_does_not(
+    seed: int, n_examples: int
+) -> None:
+    place = np.random.default_rng(seed).permutation(24).tolist()
+    assert finds("joint", interacting(place, n_examples=n_examples))
+    assert not finds("topk", interacting(place, n_examples=n_examples))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("n_examples", [4, 8])
+def test_the_default_finds_layers_behind_saturation_and_backward_does_not(
+    seed: int, n_examples: int
+) -> None:
+    place = np.random.default_rng(seed).permutation(24).tolist()
+    assert finds("joint", saturated(place, n_examples=n_examples))
+    assert not finds("backward", saturated(place, n_examples=n_examples))
+
+
+def test_the_default_leaves_layers_out_that_do_not_help() -> None:
+    problem, needed, copies = interacting(list(range(24)))
+    made = propose(resolve("joint"), problem, 12)
+    chosen = set(made.layers)
+    assert needed | {9, 10, 11} <= chosen and len(chosen & copies) == 1
+    assert not chosen & {6, 7, 8} and not chosen - set(range(12))
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize(("num_layers", "size"), [(9, 3), (30, 8)])
+def test_the_default_is_never_worse_than_top_k_and_costs_no_more_than_a_sweep(
+    seed: int, num_layers: int, size: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    alone = rng.choice([0, 0.05, 0.2, 0.5, -0.1], num_layers)
+    terms = [Term((layer,), worth) for layer, worth in enumerate(alone)]
+    for _ in range(5):
+        group = tuple(rng.choice(num_layers, rng.integers(2, 4), replace=False).tolist())
+        terms.append(Term(group, rng.uniform(0.3, 1.5), every=bool(rng.integers(2))))
+    settings = {"top": 4.0, "saturates": bool(seed % 2), "rounding": 2e-3, "spread": 0.5}
+    problem = PlantedProblem(num_layers, terms, n_examples=int(rng.integers(1, 9)), **settings)
+    given = PlantedProblem(
+        num_layers,
+        terms,
+        n_examples=problem.n_examples,
+        known_deltas=rng.uniform(size=(3, num_layers)),  # of some other examples
+        **settings,
+    )
+    for one in (problem, given):
+        made = propose(resolve("joint"), one, size)
+        assert made.cost.prefills <= num_layers + 1
+        others = [propose(resolve(name), one, size).layers for name in ("first_order", "topk")]
+        assert one.mean(made.layers) <= min(map(one.mean, others[: 1 + (one is given)]))
+        measured = [move.loss for move in made.trace if move.loss is not None]
+        assert min(measured) == pytest.approx(one.mean(made.layers), abs=1e-12)
+
+
+def test_its_trace_names_what_it_compared() -> None:
+    problem, *_ = interacting(list(range(24)))
+    made = propose(resolve("joint"), problem, 5)
+    by_name = {move.what: move for move in made.trace}
+    assert {"no layer", "first order", "Frank-Wolfe", "forward", "path"} <= set(by_name)
+    assert by_name["first order"].loss == pytest.approx(problem.mean(by_name["first order"].layers))
+    assert "measured" in str(by_name["path"]) and "first order" in str(by_name["first order"])
+
+
+def test_refine_starts_from_anything_and_only_gets_better() -> None:
+    for start in ("last", "first_order", (0, 1, 2, 3), resolve("random:seed=4")):
+        problem = simple()
+        made = propose(Refine(start), problem, 4)
+        losses = [move.loss for move in made.trace if move.loss is not None]
+        assert losses == sorted(losses, reverse=True)
+        assert made.layers == tuple(sorted(ALONE))
+
+
+def test_refine_can_be_limited() -> None:
+    started = propose(resolve("last"), simple(), 4)
+    free = propose(Refine("last"), simple(), 4)
+    made = propose(Refine("last", prefills=4), simple(), 4)
+    assert started.cost.prefills < made.cost.prefills <= 5 < free.cost.prefills
+
+
+def test_backward_is_refused_where_it_has_no_gradient() -> None:
+    problem = simple()
+    problem.objective = "kl"
+    with pytest.raises(InputError, match="no gradient"):
+        propose(resolve("backward"), problem, 4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from swa.errors import InputError
 from swa.problem import Problem
 from swa.strategies.base import Batches, Move, Proposal, best, check_count, gates
 
@@ -43,7 +44,8 @@ class Forward:
 class Backward:
     """Elimination: from all full, in equal rounds, those whose removal promises to hurt least.
 
-    It is blind where full attention answers with certainty: there all gradients vanish.
+    It is blind where full attention answers with certainty: there all gradients vanish; with the
+    divergence from full attention they always do, so that is refused.
 
     Args:
         rounds: number of gradients.
@@ -60,6 +62,11 @@ class Backward:
         check_count(self.batch, "batch")
 
     def propose(self, problem: Problem, size: int) -> Proposal:
+        if problem.objective == "kl":
+            raise InputError(
+                "backward starts from full attention, where the divergence from it has no gradient:"
+                ' take another strategy, or the objective "nll"'
+            )
         batches, moves = Batches(problem.tasks, self.batch, self.seed), []
         chosen = problem.selectable
         excess = len(chosen) - size

@@ -55,6 +55,8 @@ class Joint:
         until = limit - SEARCH_SHARE * (limit - problem.cost.prefills)
         for name, (weight, make) in PORTFOLIO.items():
             share = weight * (until - problem.cost.prefills)
+            if name == "Frank-Wolfe":  # the one that must not be left out, if it can be had at all
+                share = max(share, min(FEWEST * price + 1, limit - problem.cost.prefills))
             strategy = make(self.seed, int((share - 1) / price), n, size)
             if size > 0 and strategy is not None:
                 candidates[name] = strategy.propose(problem, size).layers

@@ -10,10 +10,10 @@ from swa import cost
 from swa.errors import ExampleError, InputError, ScoresError
 from swa.evaluation import gap_closed
 from swa.examples import Example, content_hash
+from swa.gates import Objective
 from swa.layer_scores import LayerScores, mean
 from swa.model import Model
 from swa.policy import AttentionPolicy
-from swa.problem import Objective
 from swa.score import layer_scores, sweep_tasks
 from swa.selection import Budget
 from swa.sweeps.grid import Grid, NamedStrategy, budget_name

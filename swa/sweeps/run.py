@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from swa import __version__
 from swa.errors import InputError, ScoresError, SwaWarning, TokenizerError
 from swa.examples import Example
+from swa.gates import OBJECTIVES, Objective
 from swa.journal import Journal
 from swa.layer_scores import read_number
 from swa.model import Dtype, Model, find_tokenizer, plan
-from swa.problem import OBJECTIVES, Objective
 from swa.strategies import Strategy
 from swa.strategies.base import Plain
 from swa.sweeps.driver import Driver, Executor, executing

@@ -14,9 +14,10 @@ from swa import jsonio
 from swa.errors import CheckpointError
 from swa.evaluation import evaluate
 from swa.examples import Example
+from swa.gates import Objective
 from swa.layer_scores import LayerScores, read_integer, read_number
 from swa.policy import AttentionPolicy, format_layers
-from swa.problem import CalibrationProblem, Objective
+from swa.problem import CalibrationProblem
 from swa.score import ExampleScores, SweepTask
 from swa.strategies import propose
 from swa.sweeps.grid import NamedStrategy
