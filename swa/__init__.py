@@ -14,6 +14,7 @@ from swa.errors import CheckpointError, SwaError, SwaWarning
 
 if TYPE_CHECKING:
     from swa import examples, testing
+    from swa.elimination import AdaptiveStop
     from swa.evaluation import Evaluation, evaluate
     from swa.examples import Example
     from swa.gate_scores import GateScores, score_gates
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdaptiveStop",
     "AttentionPolicy",
     "Budget",
     "CheckpointError",
@@ -59,6 +61,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "AdaptiveStop": "elimination",
     "AttentionPolicy": "policy",
     "Budget": "selection",
     "Evaluation": "evaluation",

@@ -15,12 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from swa import jsonio
+from swa.elimination import Adaptive, Settled, Verdict
 from swa.errors import InputError, PolicyError, ScoresError
 from swa.files import write_text
 from swa.policy import AttentionPolicy, format_layers
 from swa.resampling import (
+    F64,
     FEW_FREEDOM,
     MAX_BOOTSTRAP,
+    Strata,
     intervals,
     resampled_means,
     standard_errors,
@@ -92,6 +95,8 @@ class LayerScores:
     noise_floor: float | None = None
     """What rounding alone does to `delta`, one standard deviation, where known: see
     `swa.noise.measure_noise_floor`."""
+    adaptive: Adaptive | None = None
+    """How the sweep ended, where it could stop early: settled layers have no later deltas."""
     notes: tuple[str, ...] = ()
     """What a reader of the scores should know."""
     command: str | None = None
@@ -124,18 +129,47 @@ class LayerScores:
             _require(length == n, f"{name} has {length} examples, tasks has {n}")
         for name in ("nll_base", "nll_full", "nll_swa"):
             _require(all(map(math.isfinite, getattr(self, name))), f"{name} must be finite")
+        until = self._examples_of_settled()
         for i, row in enumerate(self.delta_per_example):
+            expected = [layer for layer in self.scored_layers if i < until.get(layer, n)]
             _require(
-                [layer for layer, value in enumerate(row) if value is not None]
-                == list(self.scored_layers)
+                [layer for layer, value in enumerate(row) if value is not None] == expected
                 and len(row) == n_layers,
                 f"delta_per_example[{i}] must have {n_layers} layers, with numbers in the layers"
-                f" {list(self.scored_layers)} alone",
+                f" {expected} alone",
             )
             _require(
                 all(value is None or math.isfinite(value) for value in row),
                 f"delta_per_example[{i}] must be finite",
             )
+
+    def _examples_of_settled(self) -> dict[int, int]:
+        """How many examples each settled layer has; checks that they are in order."""
+        if self.adaptive is None:
+            return {}
+        counts = [each.n_examples for each in self.adaptive.settled]
+        until = {each.layer: each.n_examples for each in self.adaptive.settled}
+        n = len(self.tasks)
+        _require(
+            until.keys() <= set(self.scored_layers) and len(until) == len(counts),
+            "adaptive.settled must be scored layers, each once",
+        )
+        _require(
+            counts == sorted(counts) and all(1 < count <= n for count in counts),
+            f"adaptive.settled must be after 2..{n} examples, in order",
+        )
+        order, work = self.adaptive.examples, (self.adaptive.flops, self.adaptive.flops_offered)
+        _require(0 < work[0] <= work[1] < math.inf, "adaptive.flops must be in 0..flops_offered")
+        _require(
+            0 < self.adaptive.confidence < 1 and 0 <= self.adaptive.tolerance < math.inf,
+            "adaptive.confidence must be between 0 and 1, adaptive.tolerance finite and >= 0",
+        )
+        _require(
+            len(order) == n == len(set(order))
+            and all(0 <= index < self.adaptive.n_offered for index in order),
+            f"adaptive.examples must be {n} different ones of those offered",
+        )
+        return until
 
     @property
     def scored_layers(self) -> tuple[int, ...]:
@@ -149,9 +183,15 @@ class LayerScores:
 
     @cached_property
     def ranking(self) -> tuple[int, ...]:
-        """The scored layers by falling `delta`, ties to the lower index."""
+        """The scored layers by falling `delta`, ties to the lower index.
+
+        Layers that an adaptive sweep found to be in the selection come first, those out of it last.
+        """
         means = {layer: mean(self._column(layer)) for layer in self.scored_layers}
-        return tuple(sorted(means, key=lambda layer: -means[layer]))
+        places = dict.fromkeys(self.scored_layers, 1)
+        for each in self.adaptive.settled if self.adaptive else ():
+            places[each.layer] = 0 if each.verdict == "in" else 2
+        return tuple(sorted(means, key=lambda layer: (places[layer], -means[layer])))
 
     @property
     def noise_band(self) -> float | None:
@@ -178,10 +218,7 @@ class LayerScores:
     @cached_property
     def standard_error(self) -> LayerValues:
         """[L]: of `delta`, over the examples of each task; None where there is only one example."""
-        if len(self.tasks) == 1:
-            return self._per_layer(lambda column: None)
-        errors = standard_errors(self.table, strata_of(self.tasks)).tolist()
-        return self._by_layer(errors)
+        return self._resampled(lambda values, strata: standard_errors(values, strata).tolist())
 
     @cached_property
     def interval(self) -> tuple[Interval | None, ...]:
@@ -191,29 +228,38 @@ class LayerScores:
         only one example; with fewer than five, not to be trusted: resampling knows no example but
         those it has.
         """
-        if len(self.tasks) == 1:
-            return (None,) * self.num_hidden_layers
-        values, strata = self.table, strata_of(self.tasks)
-        means = resampled_means(values, strata, n_bootstrap=self.n_bootstrap, seed=self.seed)
-        found = intervals(means, values, strata, CONFIDENCE)
-        return self._by_layer([(each.low, each.high) for each in found])
+
+        def of(values: F64, strata: Strata) -> list[Interval]:
+            means = resampled_means(values, strata, n_bootstrap=self.n_bootstrap, seed=self.seed)
+            return [each[:2] for each in intervals(means, values, strata, CONFIDENCE)]
+
+        return self._resampled(of)
+
+    def _resampled(self, statistic: Callable[[F64, Strata], Sequence[T]]) -> tuple[T | None, ...]:
+        """[L]: of each layer's deltas, [n, columns] with their strata; None for a single one."""
+        columns: dict[int, list[int]] = {}
+        for layer in self.scored_layers:
+            columns.setdefault(len(self._column(layer)), []).append(layer)
+        found: dict[int, T] = {}
+        for n, layers in columns.items():
+            if n > 1:
+                values = np.stack([self._column(layer) for layer in layers], axis=1)
+                results = statistic(values, strata_of(self.tasks[:n]))
+                found |= zip(layers, results, strict=True)
+        return tuple(found.get(layer) for layer in range(self.num_hidden_layers))
 
     @cached_property
     def table(self) -> npt.NDArray[np.float64]:
-        """float64 [N, K]: the deltas of the K scored layers."""
-        columns = [self._column(layer) for layer in self.scored_layers]
-        return np.stack(columns, axis=1, dtype=np.float64)
+        """float64 [N, K]: the deltas of the K scored layers; NaN after a layer is settled."""
+        whole = np.array(self.delta_per_example, dtype=np.float64)
+        return whole[:, list(self.scored_layers)]
 
     def _column(self, layer: int) -> list[float]:
         """[N]: one scored layer's deltas."""
         return [value for row in self.delta_per_example if (value := row[layer]) is not None]
 
     def _per_layer(self, statistic: Callable[[list[float]], float | None]) -> LayerValues:
-        return self._by_layer([statistic(self._column(layer)) for layer in self.scored_layers])
-
-    def _by_layer(self, values: Sequence[T]) -> tuple[T | None, ...]:
-        """[L]: one value for each scored layer, None elsewhere."""
-        scored = dict(zip(self.scored_layers, values, strict=True))
+        scored = {layer: statistic(self._column(layer)) for layer in self.scored_layers}
         return tuple(scored.get(layer) for layer in range(self.num_hidden_layers))
 
     def to_dict(self) -> dict[str, Any]:
@@ -298,6 +344,8 @@ class LayerScores:
         if (band := self.noise_band) is not None:
             listed = format_layers(self.below_noise) or "none"
             lines.append(f"  within rounding (less than {band:.5f}, marked ~): layers {listed}")
+        if self.adaptive is not None:
+            lines.append(f"  {self.adaptive}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     def _row(self, layer: int) -> str:
@@ -332,7 +380,9 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _listed(value: Any) -> Any:
-    """Tuples as the lists that JSON would give back."""
+    """Tuples as the lists that JSON would give back, records as objects."""
+    if isinstance(value, (Adaptive, Settled)):
+        return {name: _listed(item) for name, item in vars(value).items()}
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
 
 
@@ -391,8 +441,46 @@ def _each(read: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     return read_each
 
 
+def _object(value: Any, readers: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    if not isinstance(value, dict) or value.keys() != readers.keys():
+        raise TypeError(f"not an object with the keys {list(readers)}")
+    return {name: read(value[name]) for name, read in readers.items()}
+
+
+def _verdict(value: Any) -> Verdict:
+    if value not in ("in", "out"):
+        raise TypeError(f'{value!r} is not "in" or "out"')
+    return "in" if value == "in" else "out"
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r} is not true or false")
+    return value
+
+
+def _settled(value: Any) -> Settled:
+    readers = {"layer": read_integer, "verdict": _verdict, "n_examples": read_integer}
+    return Settled(**_object(value, readers))
+
+
+def _adaptive_or_null(value: Any) -> Adaptive | None:
+    return None if value is None else Adaptive(**_object(value, _ADAPTIVE_READERS))
+
+
 read_layer_values = _each(_number_or_null)
 
+_ADAPTIVE_READERS: dict[str, Callable[[Any], Any]] = {
+    "size": read_integer,
+    "confidence": read_number,
+    "tolerance": read_number,
+    "is_decided": _flag,
+    "settled": _each(_settled),
+    "examples": _each(read_integer),
+    "n_offered": read_integer,
+    "flops": read_number,
+    "flops_offered": read_number,
+}
 _POLICY_KEYS = ("sliding_window", "num_sink_tokens", "num_tail_tokens", "decode", "consumer")
 # How each field is read back from JSON, in the order of the file.
 _READERS: dict[str, Callable[[Any], Any]] = {
@@ -407,6 +495,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "examples_hash": _text,
     "version": _text,
     "noise_floor": _number_or_null,
+    "adaptive": _adaptive_or_null,
     "notes": _each(_text),
     "command": _text_or_null,
     "tasks": _each(_text),

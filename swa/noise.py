@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from swa.errors import InputError
 from swa.examples import Example, content_hash
 from swa.layer_scores import LayerScores, checked_integer, mean
-from swa.score import SweepTask, sweep_tasks
+from swa.score import sweep_tasks
 
 if TYPE_CHECKING:
     from swa.model import Model
@@ -30,7 +31,7 @@ def measure_noise_floor(
 
     Args:
         scores: of a bfloat16 model.
-        examples: those that were scored, in the same order.
+        examples: those that `score_layers` was given, in the same order.
         reference: the same model, `swa.load(..., dtype="float32")`.
         n_examples: how many to score again, spread evenly over the examples. The layers of one
             share the error of its base run: take several.
@@ -53,20 +54,24 @@ def measure_noise_floor(
     if reference.fingerprint != scores.model_fingerprint:
         raise InputError(f"{reference.name} has other weights than the model that was scored")
     tasks, _ = sweep_tasks(reference, examples, scores.policy, scores.direction, scores.base)
+    if scores.adaptive is not None:
+        tasks = [tasks[index] for index in scores.adaptive.examples if index < len(tasks)]
     if content_hash(task.example for task in tasks) != scores.examples_hash:
         raise InputError("these are not the examples that were scored, in the same order")
     count = min(n_examples, len(tasks))
-    picked: Iterable[SweepTask] = [tasks[i * len(tasks) // count] for i in range(count)]
+    picked: Iterable[int] = [i * len(tasks) // count for i in range(count)]
     if progress:
         from tqdm import tqdm
 
         picked = tqdm(picked, desc="float32", unit="example")
-    squares = [
-        (ours - theirs) ** 2
-        for task in picked
-        for ours, theirs in zip(
-            scores.delta_per_example[task.index], task.run(reference).delta, strict=True
-        )
-        if ours is not None and theirs is not None
-    ]
+    squares = []
+    for i in picked:
+        ours = scores.delta_per_example[i]
+        only = tuple(layer for layer, value in enumerate(ours) if value is not None)
+        theirs = replace(tasks[i], only=only).run(reference).delta
+        squares += [
+            (a - b) ** 2
+            for a, b in zip(ours, theirs, strict=True)
+            if a is not None and b is not None
+        ]
     return math.sqrt(mean(squares) / len(tasks))

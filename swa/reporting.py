@@ -116,6 +116,9 @@ def score_command(
     words += ["--direction", scores.direction]
     if scores.base != _default_base(scores):
         words += ["--base", ",".join(map(str, scores.base))]
+    if stop := scores.adaptive:
+        words += ["--stop-at-confidence", str(stop.confidence), "--layers", str(stop.size)]
+        words += ["--tolerance", str(stop.tolerance)] if stop.tolerance else []
     return shlex.join([*words, "--seed", str(scores.seed), "--dtype", scores.dtype])
 
 
@@ -357,6 +360,8 @@ def _stability(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any] |
     sizes = range(len(scores.fixed_layers), len(scores.fixed_layers) + len(scores.ranking) + 1)
     if not chosen or size not in sizes or len(scores.tasks) == 1:
         return None
+    if scores.adaptive and scores.adaptive.settled and scores.adaptive.size != size:
+        return None
     found = selection_stability(scores, Budget(full_attention_layers=size))
     cell = (WIDTH - LEFT) / scores.num_hidden_layers
     every = math.ceil(COLUMN_LABEL / cell)
@@ -411,7 +416,9 @@ def _heat(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
         cells = []
         for layer, delta in enumerate(scores.delta_per_example[index]):
             cell: dict[str, Any] = {"x": LEFT + width * layer, "missing": delta is None}
-            if delta is None:
+            if delta is None and layer in scores.scored_layers:
+                cell["tip"] = f"layer {layer}: settled before this example"
+            elif delta is None:
                 cell["tip"] = _tip(scores, layer)
             else:
                 cell["colour"] = "--chosen" if delta >= 0 else "--negative"
@@ -479,6 +486,7 @@ def _details(scores: LayerScores) -> list[tuple[str, str]]:
         ("Direction", scores.direction),
         ("Full in the base", format_layers(scores.base) or "none"),
         ("Examples", f"{len(scores.tasks)}; SHA-256 of their token ids: {scores.examples_hash}"),
+        *([("Stopping", str(scores.adaptive))] if scores.adaptive else []),
         ("Compute", f"{scores.dtype}, kernels for {scores.tier}"),
         ("Version", f"swa {scores.version}"),
     ]

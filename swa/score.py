@@ -8,10 +8,11 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from swa import __version__, cost
+from swa.elimination import AdaptiveStop, StoppingRule
 from swa.errors import ExampleError, InputError, PolicyError, ScoresError, SwaWarning
 from swa.examples import Example, content_hash
 from swa.journal import Journal
@@ -47,6 +48,7 @@ def score_layers(
     base: Iterable[int] | None = None,
     progress: bool = False,
     journal: str | os.PathLike[str] | None = None,
+    stop: AdaptiveStop | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> LayerScores:
@@ -71,12 +73,15 @@ def score_layers(
         progress: show a bar on stderr whose time of arrival follows the work left.
         journal: a file to which each example is added when done. A run that was killed goes on from
             it, and ends in the same scores to the bit. Timings are kept there, not in the scores.
+        stop: end once the top layers are known at a confidence, and run settled layers no more
+            (see `swa.elimination` for the rule). Examples are then taken in random order, and
+            `LayerScores.adaptive` says which were scored, and what that saved.
         n_bootstrap: resamplings of the examples behind `LayerScores.interval`.
-        seed: of those resamplings.
+        seed: of those resamplings, and of the order of the examples under `stop`.
 
     Raises:
-        InputError: `direction`, `base`, `n_bootstrap` or `seed` is not as above, or no layer is
-            left to score.
+        InputError: `direction`, `base`, `n_bootstrap` or `seed` is not as above, no layer is left
+            to score, or the budget of `stop` leaves nothing to choose.
         PolicyError: the policy does not fit the model, or has chosen its layers already.
         ExampleError: there are no examples, or none that carries a signal.
         ScoresError: the journal is of other inputs, damaged or in use; or an NLL is not finite.
@@ -85,10 +90,28 @@ def score_layers(
     seed = checked_integer(seed, "seed", 0)
     tasks, left_out = sweep_tasks(model, examples, policy, direction, base)
     inputs = _identity(model, tasks) | {"policy": policy.to_dict()}
+    rule = None
+    if stop is not None:
+        rule = StoppingRule(
+            stop,
+            tasks[0].flips,
+            stop.budget.resolve(model.config.num_hidden_layers),
+            len(tasks[0].base) if direction == "restore" else 0,
+            [task.example.task for task in tasks],
+            seed,
+        )
+        inputs["stop"] = rule.identity
     with Journal(journal, inputs) if journal is not None else nullcontext() as opened:
-        results = _run(model, tasks, opened, progress)
-    notes = () if left_out is None else (left_out,)
-    return layer_scores(model, tasks, results, notes=notes, n_bootstrap=n_bootstrap, seed=seed)
+        results = _run(model, tasks, opened, progress, rule)
+    return layer_scores(
+        model,
+        [tasks[index] for index in results],
+        list(results.values()),
+        notes=() if left_out is None else (left_out,),
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        adaptive=None if rule is None else rule.record(_flops(model, tasks)),
+    )
 
 
 def layer_scores(
@@ -143,6 +166,11 @@ class ExampleScores:
     delta: LayerValues
     """[L], None where a layer was not flipped."""
 
+    @property
+    def flipped(self) -> tuple[int, ...]:
+        """The layers that have a delta, ascending."""
+        return tuple(layer for layer, value in enumerate(self.delta) if value is not None)
+
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ExampleScores:
         """Read what `dataclasses.asdict` and JSON made of it. Raises KeyError, TypeError."""
@@ -164,10 +192,14 @@ class SweepTask:
     direction: Direction
     base: tuple[int, ...]
     selectable: tuple[int, ...]
+    only: tuple[int, ...] | None = None
+    """Layers still to be flipped, where a rule has settled others; None: all."""
 
     @property
     def flips(self) -> tuple[int, ...]:
         """The layers that the sweep flips, one a run."""
+        if self.only is not None:
+            return self.only
         return scored_layers(self.direction, self.base, self.selectable)
 
     @property
@@ -249,33 +281,77 @@ def sweep_tasks(
 
 
 def _run(
-    model: Model, tasks: Sequence[SweepTask], journal: Journal | None, progress: bool
-) -> list[ExampleScores]:
-    """[N]: read from the journal what it holds; run the rest in order, and add it."""
-    results = {} if journal is None else _recorded(journal, len(tasks))
-    work = [sum(part.flops for part in task.work(model.config)) for task in tasks]
-    with _Bar(sum(work), sum(work[index] for index in results), shown=progress) as bar:
-        for task in tasks:
-            if task.index in results:
+    model: Model,
+    tasks: Sequence[SweepTask],
+    journal: Journal | None,
+    progress: bool,
+    rule: StoppingRule | None,
+) -> dict[int, ExampleScores]:
+    """Results by example, in the order of running: read from the journal, or run and added to it.
+
+    Without a rule all examples, in their order; with one, units of examples until it is decided.
+    """
+    recorded = {} if journal is None else _recorded(journal, tasks)
+    known = [replace(tasks[index], only=result.flipped) for index, result in recorded.items()]
+    units = [(task.index,) for task in tasks] if rule is None else rule.units
+    results: dict[int, ExampleScores] = {}
+    with _Bar(_flops(model, tasks), _flops(model, known), shown=progress) as bar:
+        for number, unit in enumerate(units, start=1):
+            only = None if rule is None else rule.open_layers
+            unit_tasks = [replace(tasks[index], only=only) for index in unit]
+            for task in unit_tasks:
+                if task.index in recorded:
+                    results[task.index] = _fitting(recorded[task.index], task, journal)
+                else:
+                    results[task.index] = _measured(model, task, journal, bar)
+            if rule is None:
                 continue
-            begun = time.monotonic()
-            result = results[task.index] = task.run(model, bar.show)
-            seconds = round(time.monotonic() - begun, 3)
-            if journal is not None:
-                journal.append({"example": task.index, **asdict(result), "seconds": seconds})
-            bar.finish(work[task.index])
-    return [results[task.index] for task in tasks]
+            deltas = {index: results[index].delta for index in unit}
+            if rule.observe(deltas, _flops(model, unit_tasks)):
+                left = [] if rule.is_decided else [i for later in units[number:] for i in later]
+                open_tasks = [replace(tasks[index], only=rule.open_layers) for index in left]
+                bar.expect(_flops(model, open_tasks))
+            if rule.is_decided:
+                break
+    return results
 
 
-def _recorded(journal: Journal, n_tasks: int) -> dict[int, ExampleScores]:
+def _flops(model: Model, tasks: Iterable[SweepTask]) -> float:
+    return sum(part.flops for task in tasks for part in task.work(model.config))
+
+
+def _measured(model: Model, task: SweepTask, journal: Journal | None, bar: _Bar) -> ExampleScores:
+    begun = time.monotonic()
+    result = task.run(model, bar.show)
+    seconds = round(time.monotonic() - begun, 3)
+    if journal is not None:
+        journal.append({"example": task.index, **asdict(result), "seconds": seconds})
+    bar.finish(_flops(model, [task]))
+    return result
+
+
+def _fitting(result: ExampleScores, task: SweepTask, journal: Journal | None) -> ExampleScores:
+    """A result from the journal, if it is of the layers that this task flips."""
+    if result.flipped != task.flips:
+        raise ScoresError(
+            f"{journal.path if journal else ''}: example {task.index} has deltas of the layers"
+            f" [{format_layers(result.flipped)}], not of [{format_layers(task.flips)}]: delete this"
+            " file to start anew"
+        )
+    return result
+
+
+def _recorded(journal: Journal, tasks: Sequence[SweepTask]) -> dict[int, ExampleScores]:
     """The results that a journal holds, by example."""
     results: dict[int, ExampleScores] = {}
     for number, record in enumerate(journal.records, start=2):
         try:
             index = read_integer(record["example"])
-            if index in results or not 0 <= index < n_tasks:
+            if index in results or not 0 <= index < len(tasks):
                 raise ValueError(f"example {index} is not expected")
-            results[index] = ExampleScores.from_record(record)
+            result = results[index] = ExampleScores.from_record(record)
+            if not result.flipped or not set(result.flipped) <= set(tasks[index].flips):
+                raise ValueError(f"deltas of the layers {result.flipped} are not expected")
         except (KeyError, TypeError, ValueError) as error:
             raise ScoresError(
                 f"{journal.path}: line {number} is not the record of an example ({error!r}): delete"
@@ -313,6 +389,12 @@ class _Bar:
         """A task of so many FLOPs is done."""
         self._finished += flops
         self.show(0.0)
+
+    def expect(self, flops: float) -> None:
+        """So many FLOPs are left, fewer than was thought."""
+        if self._bar is not None:
+            self._bar.total = self._finished + flops
+            self._bar.refresh()
 
 
 def check_policy(policy: AttentionPolicy, num_layers: int) -> None:

@@ -32,8 +32,8 @@ class SelectionStability:
     overlap: float
     """Mean number of the selected layers that a resample selects again."""
     spearman: tuple[float, float, float] | None
-    """5%, 50% and 95% quantile of the rank correlation between the scores and resampled ones; None
-    where all scores are equal."""
+    """5%, 50% and 95% quantile of the rank correlation of the scores with resampled ones, of the
+    layers that are not settled; None where those have one score."""
     n_examples: int
     n_bootstrap: int
     seed: int
@@ -86,7 +86,7 @@ def selection_stability(
     """How often each layer is among the top ones when the examples are drawn anew.
 
     Examples are resampled as for `LayerScores.interval`. Layers that were full in the base are in
-    every selection.
+    every selection; those that an adaptive sweep settled are in all or in none.
 
     Args:
         scores: of at least two examples.
@@ -95,7 +95,8 @@ def selection_stability(
         seed: of the resamples.
 
     Raises:
-        InputError: a single example; a budget that `select` refuses; an option out of range.
+        InputError: a single example; a budget that `select` refuses, or other than that of an
+            adaptive sweep; an option out of range.
     """
     n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP)
     seed = checked_integer(seed, "seed", 0)
@@ -103,11 +104,19 @@ def selection_stability(
     layers = top_layers(scores, budget.resolve(n_layers))
     if len(scores.tasks) == 1:
         raise InputError("one example tells nothing about others: score at least two")
-    values, strata = scores.table, strata_of(scores.tasks)
+    certain, excluded = _settled(scores, len(layers))
+    open_columns = [
+        column
+        for column, layer in enumerate(scores.scored_layers)
+        if layer not in certain and layer not in excluded
+    ]
+    values, strata = scores.table[:, open_columns], strata_of(scores.tasks)
     means = resampled_means(values, strata, n_bootstrap=n_bootstrap, seed=seed)
-    size = len(layers) - len(scores.fixed_layers)
-    frequency: dict[int, float] = dict.fromkeys(scores.fixed_layers, 1.0)
-    frequency |= zip(scores.scored_layers, top_shares(means, size).tolist(), strict=True)
+    frequency = dict.fromkeys(certain, 1.0) | dict.fromkeys(excluded, 0.0)
+    for column, share in zip(
+        open_columns, top_shares(means, len(layers) - len(certain)).tolist(), strict=True
+    ):
+        frequency[scores.scored_layers[column]] = share
     return SelectionStability(
         layers=layers,
         frequency=tuple(frequency.get(layer) for layer in range(n_layers)),
@@ -118,6 +127,18 @@ def selection_stability(
         seed=seed,
         model_name=scores.model_name,
     )
+
+
+def _settled(scores: LayerScores, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The layers that are in every selection, and those in none."""
+    if scores.adaptive is None or not scores.adaptive.settled:
+        return scores.fixed_layers, ()
+    if scores.adaptive.size != size:
+        raise InputError(
+            f"these scores were taken until the top {scores.adaptive.size} layers were known: what"
+            f" was settled then says nothing about the top {size}"
+        )
+    return (*scores.fixed_layers, *scores.adaptive.layers("in")), scores.adaptive.layers("out")
 
 
 def top_shares(means: F64, size: int) -> F64:
@@ -158,6 +179,8 @@ def _correlations(a: F64, b: F64) -> F64:
 
 
 def _spearman_quantiles(means: F64, scores: F64) -> tuple[float, float, float] | None:
+    if means.shape[1] < 2:
+        return None
     found = _correlations(average_ranks(means), average_ranks(scores[None]))
     found = found[~np.isnan(found)]
     if not len(found):
@@ -231,10 +254,10 @@ def reliability(scores: LayerScores, *, seed: int = 0) -> float | None:
     """Rank correlation to expect between these scores and those of as many other examples, 0 to 1.
 
     The mean over random splits of the examples into halves (within tasks), stepped up to the whole
-    by Spearman and Brown's formula. None for fewer than four examples, or where all deltas agree.
+    by Spearman and Brown's formula. None for fewer than four examples, where all deltas agree, or
+    where an adaptive sweep left out some.
     """
-    n = len(scores.tasks)
-    if n < 4:
+    if len(scores.tasks) < 4 or np.isnan(scores.table).any():
         return None
     chosen = _halves(strata_of(scores.tasks), seed)
     halves = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,23 @@ def test_the_noise_floor_is_measured_and_kept(here, checkpoint, examples, capsys
     assert not Path("scores.json.journal").exists()
     assert main([*command, "--out", "f.json", "--dtype", "float32"]) == 2
     assert "leave out --dtype float32" in capsys.readouterr().err
+
+
+def test_a_sweep_that_stops_when_it_knows(here, checkpoint, examples, capsys):
+    stop = ["--stop-at-confidence", "0.9", "--layers", "1", "--tolerance", "30"]
+    assert main(["score", checkpoint, "--examples", examples, *SCORE, *stop]) == 0
+    scores = swa.LayerScores.load("scores.json")
+    model = swa.load(checkpoint, num_threads=1)
+    expected = swa.score_layers(
+        model,
+        swa.examples.from_jsonl(examples, model.tokenizer),
+        swa.AttentionPolicy(16, num_sink_tokens=2),
+        stop=swa.AdaptiveStop(swa.Budget(full_attention_layers=1), 0.9, 30.0),
+    )
+    assert scores.adaptive == expected.adaptive
+    assert scores.adaptive.is_decided and len(scores.tasks) < 6
+    assert "examples were enough to know the top 1 layers at 90%" in capsys.readouterr().out
+    assert main([*shlex.split(scores.command)[1:], "--out", "again.json"]) == 0
+    assert Path("again.json").read_bytes() == Path("scores.json").read_bytes()
+    for wrong in (stop[2:], stop[:2], ["--stop-at-confidence", "95", "--layers", "1"]):
+        assert main(["score", checkpoint, *SCORE, *wrong, "--out", "x.json"]) == 2

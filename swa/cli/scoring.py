@@ -12,6 +12,7 @@ import typer
 
 from swa.cli.helpers import (
     Interrupted,
+    budget_of,
     integers,
     load_examples,
     load_model,
@@ -27,7 +28,9 @@ from swa.cli.options import (
     DirectionOption,
     Dtype,
     ExamplesFile,
+    FractionOfLayers,
     Json,
+    Layers,
     LocalOnly,
     MaxPositions,
     ModelArgument,
@@ -44,6 +47,7 @@ from swa.cli.options import (
 from swa.errors import InputError
 
 if TYPE_CHECKING:
+    from swa.elimination import AdaptiveStop
     from swa.examples import Example
     from swa.model import Model
     from swa.policy import AttentionPolicy
@@ -121,6 +125,19 @@ def score(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the journal.")] = False,
+    stop_at_confidence: Annotated[
+        float | None,
+        typer.Option(
+            metavar="C",
+            help="Stop once the top layers, --layers or --fraction of them, are known so surely.",
+        ),
+    ] = None,
+    layers: Layers = None,
+    fraction: FractionOfLayers = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="How much better a layer left out may be.  [default: 0]"),
+    ] = None,
     noise_floor: Annotated[
         int | None,
         typer.Option(
@@ -150,6 +167,7 @@ def score(
     base_layers = None if base is None else integers(base, "--base")
     if out.exists() and not force:
         raise InputError(f"{out} exists: --force replaces it, --out names another file")
+    stop = _stop(stop_at_confidence, layers, fraction, tolerance)
     if noise_floor is not None and dtype == "float32":
         raise InputError("--noise-floor is what bfloat16 does: leave out --dtype float32")
     kept = journal or out.with_name(out.name + ".journal")
@@ -174,6 +192,7 @@ def score(
             base=base_layers,
             progress=True,
             journal=kept,
+            stop=stop,
             seed=seed,
         )
     except KeyboardInterrupt:
@@ -212,6 +231,21 @@ def score(
     else:
         print(scores)
     note(f"wrote {out}; next: swa select {shlex.quote(str(out))} --fraction 0.25")
+
+
+def _stop(
+    confidence: float | None, layers: int | None, fraction: float | None, tolerance: float | None
+) -> AdaptiveStop | None:
+    from swa.elimination import AdaptiveStop
+
+    if confidence is None:
+        if (layers, fraction, tolerance) != (None, None, None):
+            raise InputError(
+                "--layers, --fraction and --tolerance say when to stop: give --stop-at-confidence"
+                " too (swa select chooses layers afterwards)"
+            )
+        return None
+    return AdaptiveStop(budget_of(layers, fraction), confidence, tolerance or 0.0)
 
 
 def _announce(
