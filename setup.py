@@ -1,7 +1,8 @@
 """Build swa._core: one object per C file, the kernels of each ISA tier with that tier's own flags.
 
 Environment: SWA_OPENMP=0 builds on plain pthreads; SWA_SANITIZE=address|thread|undefined (commas
-combine) instruments the code; SWA_WERROR=1 makes warnings errors; SWA_DEBUG=1 keeps it debuggable.
+combine) instruments the code; SWA_WERROR=1 makes warnings errors; SWA_DEBUG=1 keeps it debuggable;
+SWA_EMULATE_AMX=1 puts plain C for AMX's tile instructions, so that tests run anywhere.
 """
 
 import hashlib
@@ -21,6 +22,7 @@ TIERS = {  # kernels_<tier>.c: its flags; a tier that the compiler does not know
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": AVX512,
     "avx512_bf16": [*AVX512, "-mavx512bf16"],
+    "amx_bf16": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
 }
 # No -ffast-math: it would change the results, and zero subnormals for the whole process.
 FLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
@@ -39,17 +41,21 @@ class BuildTiers(build_ext):
             flags += ["-Wall", "-Wextra", "-Werror"]
         if os.environ.get("SWA_DEBUG") == "1":
             flags += ["-g3", "-Og", "-UNDEBUG"]
+        known = dict(TIERS)
+        if os.environ.get("SWA_EMULATE_AMX") == "1":
+            flags.append("-DSWA_EMULATE_AMX")  # not with the macros: build_info() shows the flags
+            known["amx_bf16"] = TIERS["avx512_bf16"]
         # The thread sanitizer does not understand libgomp's synchronisation.
         openmp = os.environ.get("SWA_OPENMP") != "0" and "thread" not in (sanitize or "")
         if openmp and self.accepts(["-fopenmp"], "_OPENMP"):
             flags.append("-fopenmp")
             link_flags.append("-fopenmp")
 
-        tiers = {name: own for name, own in TIERS.items() if self.accepts(own, *map(macro, own))}
+        tiers = {name: own for name, own in known.items() if self.accepts(own, *map(macro, own))}
         macros = [(f"SWA_HAVE_{tier.upper()}", "1") for tier in tiers]
         macros.append(("SWA_VERSION", f'"{self.distribution.get_version()}"'))
         macros.append(("SWA_BUILD_FLAGS", f'"{" ".join(flags)}"'))
-        command = repr((self.compiler.compiler_so, flags, TIERS, macros, ext.include_dirs))
+        command = repr((self.compiler.compiler_so, flags, known, macros, ext.include_dirs))
         cache = Path(self.build_temp, hashlib.sha256(command.encode()).hexdigest()[:16])
         cache.mkdir(parents=True, exist_ok=True)
 
@@ -89,7 +95,7 @@ class BuildTiers(build_ext):
 
 def macro(flag: str) -> str:
     """The macro that an ISA flag defines: -mavx512bf16 gives __AVX512BF16__."""
-    return f"__{flag.removeprefix('-m').upper()}__"
+    return f"__{flag.removeprefix('-m').replace('-', '_').upper()}__"
 
 
 setup(

@@ -1,7 +1,14 @@
 /* Which tiers were built, and which of them this CPU and operating system run: by CPUID and XCR0, never by name. */
+#define _DEFAULT_SOURCE /* syscall */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "kernels.h"
+
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
@@ -13,10 +20,10 @@
 /* ---- what the machine has ------------------------------------------------------------------------------------ */
 
 #ifdef SWA_X86
-enum { XCR0_YMM = 0x06, XCR0_ZMM = 0xe6 }; /* register state that the operating system saves */
+enum { XCR0_YMM = 0x06, XCR0_ZMM = 0xe6, XCR0_TILES = 0x60000 }; /* register state that the operating system saves */
 
 typedef struct {
-    unsigned leaf1_ecx, leaf7_ebx, leaf7_1_eax, xcr0;
+    unsigned leaf1_ecx, leaf7_ebx, leaf7_edx, leaf7_1_eax, xcr0;
 } cpu_t;
 
 static cpu_t detect(void)
@@ -27,6 +34,7 @@ static cpu_t detect(void)
         cpu.leaf1_ecx = ecx;
     if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) {
         cpu.leaf7_ebx = ebx;
+        cpu.leaf7_edx = edx;
         if (eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx))
             cpu.leaf7_1_eax = eax;
     }
@@ -57,6 +65,44 @@ MAYBE_UNUSED static bool runs_avx512_bf16(void)
     const unsigned avx512_bf16 = 1u << 5; /* cpuid.h of older compilers has no name for it */
     return runs_avx512() && has(detect().leaf7_1_eax, avx512_bf16);
 }
+
+#ifdef SWA_EMULATE_AMX /* a test build: tiles on any machine, the same question to the operating system */
+static bool has_tiles(void) { return true; }
+#else
+MAYBE_UNUSED static bool has_tiles(void)
+{
+    const unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    cpu_t cpu = detect();
+    return has(cpu.xcr0, XCR0_TILES) && has(cpu.leaf7_edx, amx_bf16 | amx_tile);
+}
+#endif
+
+/* Linux gives a process tile registers only if it asks, and for good: until it replaces itself (exec), for its threads
+ * and the children that it forks. It refuses where a thread's alternate signal stack could not hold them, and a filter
+ * of system calls may forbid the question; without its consent a tile instruction kills the process. */
+MAYBE_UNUSED static bool tiles_permitted(void)
+{
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    enum { UNKNOWN, GRANTED, REFUSED };
+    static atomic_int answer;
+    int known = atomic_load(&answer);
+    if (known == UNKNOWN) { /* threads that ask at once get the same answer */
+#ifdef SWA_EMULATE_AMX
+        uint64_t supported;
+        long refused = syscall(SYS_arch_prctl, 0x1021, &supported); /* ARCH_GET_XCOMP_SUPP */
+#else
+        long refused = syscall(SYS_arch_prctl, 0x1023, 18L); /* ARCH_REQ_XCOMP_PERM, the tiles' data */
+#endif
+        known = refused ? REFUSED : GRANTED;
+        atomic_store(&answer, known);
+    }
+    return known == GRANTED;
+#else
+    return false;
+#endif
+}
+
+MAYBE_UNUSED static bool runs_amx_bf16(void) { return runs_avx512_bf16() && has_tiles() && tiles_permitted(); }
 #endif
 
 static bool runs_anywhere(void) { return true; }
@@ -76,6 +122,9 @@ static const struct {
 #endif
 #ifdef SWA_HAVE_AVX512_BF16
     {&swa_kernels_avx512_bf16, runs_avx512_bf16},
+#endif
+#ifdef SWA_HAVE_AMX_BF16
+    {&swa_kernels_amx_bf16, runs_amx_bf16},
 #endif
 };
 

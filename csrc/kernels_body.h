@@ -123,6 +123,9 @@ INLINE void panel_bf16_tile(const int rows, int64_t k, const uint16_t *restrict 
     panel_bf16_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
 static void panel_bf16(int64_t m, int64_t k, const uint16_t *a, int64_t a_stride, const uint16_t *b, float *c,
                        int64_t c_stride, bool accumulate){FOR_ROW_TILES(m, CALL_panel_bf16)}
+#ifndef TIER_PANEL_BF16 /* a tier may have a better one */
+#define TIER_PANEL_BF16 panel_bf16
+#endif
 #endif
 
 /* ---- elementwise ------------------------------------------------------------------------------------------ */
@@ -417,7 +420,8 @@ static void peak_f32(int64_t n, double *flops)
     *flops = 2.0 * ROW_TILE * PANEL * (double)n;
 }
 
-#ifdef TIER_HAS_BF16_DOT
+#if defined(TIER_HAS_BF16_DOT) && !defined(TIER_PEAK_BF16)
+#define TIER_PEAK_BF16 peak_bf16
 static void peak_bf16(int64_t n, double *flops)
 {
     volatile uint32_t ones = 0x3f803f80; /* two of them */
@@ -464,9 +468,9 @@ const swa_kernels_t JOIN(swa_kernels_, TIER) = {
     .panel = PANEL,
     .k_block = K_BLOCK,
 #ifdef TIER_HAS_BF16_DOT
-    .panel_bf16 = panel_bf16,
+    .panel_bf16 = TIER_PANEL_BF16,
     .softmax_tile_bf16 = softmax_tile_bf16,
-    .peak_bf16 = peak_bf16,
+    .peak_bf16 = TIER_PEAK_BF16,
 #endif
     .panel_f32 = panel_f32,
     .panel_f32_bf16 = panel_f32_bf16,

@@ -406,9 +406,9 @@ void swa_multiply(const swa_model_t *model, const swa_linear_t *linear, int64_t 
     const swa_kernels_t *kernels = model->kernels;
     const swa_matrix_t *matrix = &linear->matrix;
     int64_t panel = kernels->panel, k = model->bf16_activations ? matrix->k_padded : matrix->k;
-    /* Blocks of k depend on k alone, so an output's summation order never changes. */
+    /* Blocks of k depend on k alone, so an output's summation order never changes; whole tiles of AMX. */
     int64_t n_blocks = (k + kernels->k_block - 1) / kernels->k_block;
-    int64_t block = swa_round_up((k + n_blocks - 1) / n_blocks, 2);
+    int64_t block = swa_round_up((k + n_blocks - 1) / n_blocks, 32);
     for (int64_t n = column; n < column + columns; n += panel, c += panel) {
         const unsigned char *data = matrix->data + (size_t)(n * matrix->k_padded) * matrix->element_size;
         for (int64_t p = 0; p < k; p += block) {

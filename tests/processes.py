@@ -1,14 +1,16 @@
-"""Fresh Python processes for tests: what they print, and what memory they take."""
+"""Fresh Python processes for tests: their output, their memory; other builds of the extension."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+BUILT_FROM = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "swa/__init__.py")
 
 
 def run_python(code: str, *arguments: object, **environment: str) -> str:
@@ -38,3 +40,23 @@ def measure_peak(setup: str, task: str) -> int:
     parts = ("from processes import peak_bytes", setup, "before = peak_bytes()", task)
     code = "\n".join(map(textwrap.dedent, parts)) + "\nprint(peak_bytes() - before)"
     return int(run_python(code))
+
+
+def build_core(folder: Path, **environment: str) -> Path:
+    """Build the extension from a copy of the sources, under the switches of `environment`."""
+    root, sources = TESTS.parent, folder / "sources"
+    shutil.copytree(root / "csrc", sources / "csrc")
+    (sources / "swa").mkdir()
+    for name in BUILT_FROM:
+        shutil.copy(root / name, sources / name)
+    built = subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", folder / "built"],
+        cwd=sources,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert built.returncode == 0, built.stderr
+    (extension,) = (folder / "built" / "swa").glob("_core*")
+    return extension

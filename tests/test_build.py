@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
-from processes import run_python
+from processes import build_core, run_python
 
 from swa import _core
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -33,20 +28,7 @@ def poor_compiler(tmp_path: Path) -> Path:
 
 
 def test_a_compiler_without_avx512_and_openmp(poor_compiler: Path, tmp_path: Path) -> None:
-    sources = tmp_path / "sources"
-    shutil.copytree(ROOT / "csrc", sources / "csrc")
-    (sources / "swa").mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "swa/__init__.py"):
-        shutil.copy(ROOT / name, sources / name)
-    built = subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", tmp_path / "built"],
-        cwd=sources,
-        env=os.environ | {"CC": str(poor_compiler), "LDSHARED": f"{poor_compiler} -shared"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert built.returncode == 0, built.stderr
+    extension = build_core(tmp_path, CC=str(poor_compiler), LDSHARED=f"{poor_compiler} -shared")
     code = """
         import importlib.util, json, sys
         import numpy as np
@@ -59,7 +41,6 @@ def test_a_compiler_without_avx512_and_openmp(poor_compiler: Path, tmp_path: Pat
         info = core.build_info()
         print(json.dumps([info["openmp"], info["tiers_built"], product.tobytes().hex()[:4000]]))
     """
-    (extension,) = (tmp_path / "built" / "swa").glob("_core*")
     openmp, tiers, product = json.loads(run_python(code, extension))
     assert not openmp
     assert "portable" in tiers and not any("avx512" in tier for tier in tiers)
