@@ -59,7 +59,7 @@ class Estimate:
         return (
             f"Estimate: {self.n_examples} x {self.n_tokens:,} tokens\n"
             f"  work    {each:,.2f} TFLOP an example\n"
-            f"  time    about {_duration(self.seconds)}, at {products:,.0f} GFLOP/s for products"
+            f"  time    about {duration(self.seconds)}, at {products:,.0f} GFLOP/s for products"
             f" and {attention:,.0f} for attention\n"
             f"  memory  {peak:,.2f} GiB, {weights:,.2f} of them weights"
         )
@@ -146,7 +146,8 @@ def _fastest(flops: float, run: Callable[[], float]) -> float:
     return flops / min(seconds)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

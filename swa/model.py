@@ -548,8 +548,7 @@ def load(
         InputError: an argument is out of range.
         MemoryError: the weights do not fit.
     """
-    if dtype not in ("bfloat16", "float32"):
-        raise InputError(f'dtype must be "bfloat16" or "float32", not {dtype!r}')
+    _check_dtype(dtype)
     if num_threads < 0:
         raise InputError(f"num_threads must be 0 (automatic) or more, not {num_threads}")
     if max_position_embeddings is not None and operator.index(max_position_embeddings) < 1:
@@ -566,7 +565,7 @@ def load(
     if export is not None:
         export.check(checkpoint.fingerprint)
     if tokenizer is None:
-        tokenizer = find_tokenizer(checkpoint, export.folder if export else None)
+        tokenizer = _find_tokenizer(checkpoint, export.folder if export else None)
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.from_folder(tokenizer)
     model = Model(
@@ -591,11 +590,16 @@ def plan(
     dtype: Dtype = "bfloat16",
     num_threads: int = 0,
     max_position_embeddings: int | None = None,
+    with_tokenizer: bool = False,
 ) -> Model:
     """The Model that `load` would give, without its weights: it tells costs, and runs nothing.
 
-    Arguments and errors are those of `load`.
+    Other arguments, and errors, are those of `load`.
+
+    Args:
+        with_tokenizer: build the tokenizer, too, which takes its time.
     """
+    _check_dtype(dtype)
     checkpoint = open_checkpoint(
         path_or_id, revision=revision, token=token, local_files_only=local_files_only
     )
@@ -607,8 +611,13 @@ def plan(
         max_position_embeddings=max_position_embeddings
         or checkpoint.config.max_position_embeddings,
         stop_ids=frozenset(),
-        _tokenizer=None,
+        _tokenizer=_find_tokenizer(checkpoint) if with_tokenizer else None,
     )
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("bfloat16", "float32"):
+        raise InputError(f'dtype must be "bfloat16" or "float32", not {dtype!r}')
 
 
 def _planned_engine(checkpoint: Checkpoint, dtype: Dtype, num_threads: int) -> _core.Engine:
@@ -641,7 +650,7 @@ def _load_engine(
     return engine
 
 
-def find_tokenizer(checkpoint: Checkpoint, exported: Path | None = None) -> Tokenizer | None:
+def _find_tokenizer(checkpoint: Checkpoint, exported: Path | None = None) -> Tokenizer | None:
     """The tokenizer beside the weights, or the one inside a GGUF file; None if there is none.
 
     Warns if the file has one that swa does not rebuild.

@@ -21,9 +21,15 @@ from planted import Planted, planted_checkpoint
 from sweep_strategies import Deadly, Slow, highest, kill_first
 
 import swa
+from swa import cost
+from swa.cost import Work
 from swa.errors import CheckpointError, ExampleError, InputError, ScoresError, SwaWarning
-from swa.sweeps import SweepTable, WorkerError, driver, tasks
+from swa.model import plan
+from swa.problem import CalibrationProblem
+from swa.strategies import STRATEGIES, propose, resolve
+from swa.sweeps import SweepTable, WorkerError, driver, estimate_sweep, tasks
 from swa.sweeps.driver import ATTEMPTS, Inline, LocalWorkers
+from swa.sweeps.estimate import DryProblem
 
 GRID: dict[str, Any] = {
     "windows": [16],
@@ -115,8 +121,8 @@ def test_every_model_and_dtype(planted: Planted, sweep: Callable[..., SweepTable
     other = planted_checkpoint(planted.folder.parent / "other", seed=1)
     made: list[int] = []
 
-    def calibration(tokenizer: Any) -> list[swa.Example]:
-        made.append(len(tokenizer.encode("w1 w2")))
+    def calibration(model: swa.Model) -> list[swa.Example]:
+        made.append(len(model.tokenizer.encode("w1 w2")))
         return examples(planted, range(1))
 
     table = swa.sweep(
@@ -501,3 +507,68 @@ def test_timings_do_not_count(sweep: Callable[..., SweepTable], expected: SweepT
     assert all(row["evaluate_seconds"] > 0 for row in expected.timings)
     topk, first = expected.timings[2], expected.timings[4]
     assert topk["score_seconds"] > 0 == first["score_seconds"]
+
+
+# ---- what it takes
+
+
+def test_an_estimate_counts_the_work(
+    planted: Planted, sweep: Callable[..., SweepTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("swa.sweeps.estimate.measure_speed", lambda model: Work(1e9, 1e9))
+    grid = GRID | {"strategies": ["topk", "path", "periodic"], "tails": [0], "budgets": [2]}
+    calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
+    found = estimate_sweep(planted.folder, calibration, heldout, threads=1, **grid)
+    (model,) = found.models
+    assert model.n_points == 5 and model.dtype == "float32"
+
+    loaded = swa.load(planted.folder, dtype="float32", num_threads=1)
+    policy = swa.AttentionPolicy(16, num_sink_tokens=4)
+
+    def passes(used: list[swa.Example], n_full: int) -> float:
+        lengths = [(example.prompt_len, example.answer_len) for example in used]
+        works = [cost.nll_work(loaded.config, policy, range(n_full), *n) for n in lengths]
+        return sum(work.flops for work in works) / 1e9
+
+    rows = {row["strategy"]: row for row in sweep(**grid).rows}
+    prefill = passes(calibration, 9)
+    selecting = rows["path"]["select_prefills"] + rows["periodic"]["select_prefills"]
+    assert model.select_seconds == pytest.approx(selecting * prefill)
+    assert model.score_seconds > rows["topk"]["select_prefills"] * prefill
+    expected = passes(heldout, 9) + passes(heldout, 0) + 3 * passes(heldout, 2)
+    assert model.evaluate_seconds == pytest.approx(expected)
+    assert found.seconds == pytest.approx(selecting * prefill + model.score_seconds + expected)
+    assert model.peak_bytes >= loaded.memory_required(123, "sweep", policy) > model.weight_bytes
+    assert "5 points" in repr(found)
+    halved = estimate_sweep(planted.folder, calibration, heldout, workers=2, **grid)
+    assert halved.seconds == pytest.approx(found.seconds / 2)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_an_estimate(planted: Planted, name: str) -> None:
+    model = plan(planted.folder, num_threads=1)
+    policy = swa.AttentionPolicy(16, num_sink_tokens=4)
+    problem = DryProblem(model, examples(planted, range(4)), policy)
+    chosen = propose(resolve(name), problem, 3)
+    assert len(chosen.layers) <= 3
+    assert (chosen.cost.prefills > 0) == (name not in ("first", "last", "random"))
+    assert propose(resolve(name), problem, 3).layers == chosen.layers
+
+
+def test_selections_share_what_they_run(
+    sweep: Callable[..., SweepTable], planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two budgets of one ranking take one set of gradients, and cost as much as each alone."""
+    ran: list[int] = []
+    original = CalibrationProblem.run_gradient
+
+    def counting(self: Any, alpha: Any, index: int) -> Any:
+        ran.append(index)
+        return original(self, alpha, index)
+
+    monkeypatch.setattr(CalibrationProblem, "run_gradient", counting)
+    table = sweep(strategies=["path"], budgets=[1, 2], tails=[0])
+    assert sorted(ran) == [0] * 5 + [1] * 5
+    one, two = table.rows[2:]
+    assert one["select_prefills"] == two["select_prefills"] > 5
+    assert two["layers"] == "2,5"

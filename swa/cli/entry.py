@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from swa.cli import checking, evaluating, reports, running, scoring, selecting, showing
+from swa.cli import checking, evaluating, reports, running, scoring, selecting, showing, sweeping
 from swa.cli.helpers import Interrupted, note
 from swa.errors import SwaError, SwaWarning
 
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of --help
     "answer": evaluating.answer,
     "eval": evaluating.evaluate,
     "generate": running.generate,
+    "sweep": sweeping.sweep,
     "report": reports.report,
     "info": showing.info,
     "demo": showing.demo,

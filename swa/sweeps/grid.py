@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from swa.errors import InputError
@@ -20,7 +20,7 @@ from swa.strategies.rankings import TopK
 class NamedStrategy:
     """A strategy, and what a table and a journal call it."""
 
-    strategy: Strategy | Plain
+    strategy: Strategy | Plain = field(compare=False)
     name: str
     """As it was given."""
     identity: str
@@ -30,10 +30,9 @@ class NamedStrategy:
     def of(cls, given: Any) -> NamedStrategy:
         """From a name, a strategy or a function. Raises InputError: none of these."""
         strategy = resolve(given)
-        if not hasattr(strategy, "propose"):
+        identity = repr(strategy)
+        if not hasattr(strategy, "propose") and hasattr(strategy, "__qualname__"):
             identity = f"{strategy.__module__}.{strategy.__qualname__}"
-        else:
-            identity = repr(strategy)
         if " at 0x" in identity or "<lambda>" in identity or "<locals>" in identity:
             raise InputError(
                 f"the strategy {identity} cannot be told from others in a journal, nor sent to a"
@@ -71,13 +70,29 @@ class Grid:
     budgets: tuple[Budget, ...]
 
     @classmethod
-    def of(cls, **axes: Iterable[Any]) -> Grid:
+    def of(
+        cls,
+        *,
+        windows: Iterable[int],
+        sinks: Iterable[int] = (0,),
+        tails: Iterable[int] = (0,),
+        consumers: Iterable[str | None] = (None,),
+        strategies: Iterable[Any] = ("topk",),
+        budgets: Iterable[Any] = (0.25,),
+    ) -> Grid:
         """A grid of any iterables, values that repeat taken once."""
-        values = {name: _axis(name, axis) for name, axis in axes.items()}
+        axes: dict[str, Iterable[Any]] = {
+            "windows": windows,
+            "sinks": sinks,
+            "tails": tails,
+            "consumers": consumers,
+            "strategies": _named(strategies),
+            "budgets": budgets,
+        }
+        values: dict[str, Any] = {name: _axis(name, axis) for name, axis in axes.items()}
         for name in ("windows", "sinks", "tails"):
             values[name] = tuple(_integer(value, name) for value in values[name])
         values["budgets"] = tuple(map(_budget, values["budgets"]))
-        values["strategies"] = tuple(map(NamedStrategy.of, values["strategies"]))
         return cls(**values)
 
     def policies(self) -> list[AttentionPolicy]:
@@ -90,6 +105,12 @@ class Grid:
             for sinks, tail in itertools.product(self.sinks, self.tails):
                 made[AttentionPolicy(window, num_sink_tokens=sinks, num_tail_tokens=tail)] = None
         return list(made)
+
+
+def _named(strategies: Iterable[Any]) -> Iterable[Any]:
+    if isinstance(strategies, str) or not isinstance(strategies, Iterable):
+        return strategies  # refused as an axis
+    return [NamedStrategy.of(strategy) for strategy in strategies]
 
 
 def _axis(name: str, values: Iterable[Any]) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -10,29 +11,26 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any, TypeAlias
 
-from tqdm.auto import tqdm
-
-from swa import __version__
-from swa.errors import InputError, ScoresError, SwaWarning, TokenizerError
+from swa.errors import InputError, SwaWarning
 from swa.examples import Example
 from swa.gates import OBJECTIVES, Objective
 from swa.journal import Journal
-from swa.layer_scores import read_number
-from swa.model import Dtype, Model, find_tokenizer, plan
+from swa.model import Dtype, Model, plan
 from swa.strategies import Strategy
 from swa.strategies.base import Plain
 from swa.sweeps.driver import Driver, Executor, executing
 from swa.sweeps.grid import Grid, as_sequence
 from swa.sweeps.model_sweep import ModelSweep
+from swa.sweeps.store import INPUTS, Store
 from swa.sweeps.table import SweepTable
-from swa.sweeps.tasks import ModelSource, Outcome, Task, close_model
-from swa.tokenizer import Tokenizer
+from swa.sweeps.tasks import ModelSource, close_model
 
-Examples: TypeAlias = Sequence[Example] | Callable[[Tokenizer], Sequence[Example]]
+Examples: TypeAlias = Sequence[Example] | Callable[[Model], Sequence[Example]]
+Models: TypeAlias = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
 def sweep(
-    models: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    models: Models,
     calibration: Examples,
     heldout: Examples,
     *,
@@ -64,7 +62,8 @@ def sweep(
 
     Args:
         models: paths or hub ids, as for `swa.load`; every worker must find the same there.
-        calibration: to select on; or what makes them of a model's tokenizer.
+        calibration: to select on; or what makes them of a model (whose tokenizer it may use; the
+            model's weights are not loaded).
         heldout: to evaluate on, likewise.
         windows, sinks, tails: in tokens, see AttentionPolicy.
         consumers: None for the policies above, a name for `AttentionPolicy.for_consumer`.
@@ -91,105 +90,105 @@ def sweep(
 
     Raises:
         InputError: the grid is not valid, or `threads` is missing.
+        ExampleError: there are no examples, or no policy hides anything from any of them.
         ScoresError: the journal is of another version, damaged or in use, or kernels of different
             instruction sets took part, whose results differ in the last bits.
         WorkerError: workers keep dying.
         SwaError: no point could be done; the first error.
     """
-    grid = Grid.of(
+    if executor is not None and (threads is None or workers):
+        raise InputError(
+            "with an executor, say how many threads= a task may use, and leave out workers="
+        )
+    runs = model_sweeps(
+        models,
+        calibration,
+        heldout,
         windows=windows,
         sinks=sinks,
         tails=tails,
         consumers=consumers,
         strategies=strategies,
         budgets=budgets,
+        dtypes=dtypes,
+        objective=objective,
+        threads=threads_of(workers) if threads is None else threads,
+        revision=revision,
+        local_files_only=local_files_only,
+        max_position_embeddings=max_position_embeddings,
     )
-    if executor is not None and (threads is None or workers):
-        raise InputError(
-            "with an executor, say how many threads= a task may use, and leave out workers="
-        )
-    if objective not in OBJECTIVES:
-        raise InputError(f"objective must be one of {OBJECTIVES}, not {objective!r}")
-    if workers < 0:
-        raise InputError(f"workers must be 0 or more, not {workers}")
-    if threads is None:
-        threads = max(1, (os.cpu_count() or 1) // workers) if workers else 0
-    runs = []
-    for path in as_sequence(models):
-        for dtype in dict.fromkeys(dtypes):
-            planned = plan(
-                path,
-                revision=revision,
-                local_files_only=local_files_only,
-                dtype=dtype,
-                num_threads=threads,
-                max_position_embeddings=max_position_embeddings,
-            )
-            source = ModelSource(
-                path=os.path.abspath(path) if os.path.exists(path) else os.fspath(path),
-                dtype=dtype,
-                fingerprint=planned.fingerprint,
-                num_threads=threads,
-                revision=revision,
-                local_files_only=local_files_only,
-                max_position_embeddings=max_position_embeddings,
-            )
-            runs.append(
-                ModelSweep(
-                    grid,
-                    planned,
-                    source,
-                    _made(calibration, planned),
-                    _made(heldout, planned),
-                    objective,
-                )
-            )
     deadline = math.inf if max_seconds is None else time.monotonic() + max_seconds
-    inputs = {"version": __version__, "what": "sweep"}
     with (
-        Journal(journal, inputs) if journal is not None else nullcontext() as opened,
+        Journal(journal, INPUTS) if journal is not None else nullcontext() as opened,
         executing(executor, workers) as (used, in_flight),
     ):
-        store = _Store(opened)
+        store = Store(opened)
         # One model after the other: a worker keeps one open.
         for run in runs:
             driver = Driver(used, in_flight=in_flight, lost_after=lost_after)
             try:
-                _complete(run, driver, store, deadline, progress)
+                store.complete(run.graph, driver, deadline, progress=progress)
             finally:
                 close_model()
     return _table(runs, store)
 
 
-def _made(examples: Examples, planned: Model) -> Sequence[Example]:
-    if not callable(examples):
-        return examples
-    tokenizer = find_tokenizer(planned.checkpoint)
-    if tokenizer is None:
-        raise TokenizerError(f"{planned.name} has no tokenizer to make examples with: give them")
-    return examples(tokenizer)
+def threads_of(workers: int) -> int:
+    """What a task may use of this machine, where so many run at once. Raises InputError."""
+    if workers < 0:
+        raise InputError(f"workers must be 0 or more, not {workers}")
+    return max(1, (os.cpu_count() or 1) // workers) if workers else 0
 
 
-def _complete(
-    run: ModelSweep, driver: Driver, store: _Store, deadline: float, progress: bool
-) -> None:
-    """Do what is missing of one model's grid."""
-    tasks = run.begin(store.results)
-    n_tasks = len(tasks)
-    with tqdm(total=n_tasks, desc="sweeping", unit="task", disable=not progress) as bar:
+def model_sweeps(
+    models: Models,
+    calibration: Examples,
+    heldout: Examples,
+    *,
+    dtypes: Iterable[Dtype] = ("bfloat16",),
+    objective: Objective = "nll",
+    threads: int = 0,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    max_position_embeddings: int | None = None,
+    **axes: Iterable[Any],
+) -> list[ModelSweep]:
+    """The grid for each model and dtype. Arguments, the `axes` among them, are those of `sweep`.
 
-        def finished(task: Task, outcome: Outcome) -> list[Task]:
-            nonlocal n_tasks
-            following = run.follow(task, store.results) if store.add(task, outcome) else []
-            n_tasks += len(following)
-            bar.total = n_tasks
-            bar.update()
-            return following
+    Raises as `sweep`.
+    """
+    grid = Grid.of(**axes)
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective must be one of {OBJECTIVES}, not {objective!r}")
+    options: dict[str, Any] = {
+        "num_threads": threads,
+        "revision": revision,
+        "local_files_only": local_files_only,
+        "max_position_embeddings": max_position_embeddings,
+    }
+    runs = []
+    for path, dtype in itertools.product(as_sequence(models), dict.fromkeys(dtypes)):
+        planned = plan(
+            path,
+            dtype=dtype,
+            with_tokenizer=callable(calibration) or callable(heldout),
+            **options,
+        )
+        source = ModelSource(
+            path=os.path.abspath(path) if os.path.exists(path) else os.fspath(path),
+            dtype=dtype,
+            fingerprint=planned.fingerprint,
+            **options,
+        )
+        made = (
+            examples(planned) if callable(examples) else examples
+            for examples in (calibration, heldout)
+        )
+        runs.append(ModelSweep(grid, planned, source, *made, objective=objective))
+    return runs
 
-        driver.run(tasks, finished, begins=lambda: time.monotonic() < deadline)
 
-
-def _table(runs: Sequence[ModelSweep], store: _Store) -> SweepTable:
+def _table(runs: Sequence[ModelSweep], store: Store) -> SweepTable:
     found = [made for run in runs for made in run.rows(store.results, store.seconds)]
     done = [made for made in found if made is not None]
     errors = [error for _, error in store.failures.values()]
@@ -219,55 +218,3 @@ def _table(runs: Sequence[ModelSweep], store: _Store) -> SweepTable:
             stacklevel=3,
         )
     return table
-
-
-class _Store:
-    """Results by key: those of the journal, and those that come in."""
-
-    def __init__(self, journal: Journal | None) -> None:
-        self._journal = journal
-        self.results: dict[str, dict[str, Any]] = {}
-        self.seconds: dict[str, float] = {}
-        self.failures: dict[str, tuple[str, Exception]] = {}
-        self._tier: str | None = None
-        for number, record in enumerate(journal.records if journal else (), start=2):
-            try:
-                key, result, tier = record["key"], record["result"], record["tier"]
-                seconds = read_number(record["seconds"])
-                if key in self.results or not isinstance(result, dict):
-                    raise ValueError("a task twice, or without a result")
-            except (KeyError, TypeError, ValueError) as error:
-                raise ScoresError(
-                    f"{journal.path}: line {number} is not the record of a task ({error!r}): delete"  # type: ignore[union-attr]
-                    " this file to start anew"
-                ) from error
-            self._check_tier(tier)
-            self.results[key], self.seconds[key] = result, seconds
-
-    def add(self, task: Task, outcome: Outcome) -> bool:
-        """Keep what became of a task; whether it has a result."""
-        if outcome.result is None:
-            error = outcome.error or ScoresError("the task has no result")
-            self.failures[task.key] = (task.name, error)
-            return False
-        self._check_tier(outcome.tier)
-        if self._journal is not None:
-            self._journal.append(
-                {
-                    "key": task.key,
-                    "inputs": task.inputs,
-                    "result": outcome.result,
-                    "tier": outcome.tier,
-                    "seconds": outcome.seconds,
-                }
-            )
-        self.results[task.key], self.seconds[task.key] = outcome.result, outcome.seconds
-        return True
-
-    def _check_tier(self, tier: str) -> None:
-        if self._tier not in (None, tier):
-            raise ScoresError(
-                f"one task ran on the kernels {tier}, others on {self._tier}, whose results differ"
-                " in the last bits: set SWA_TIER alike for all workers, and begin a new journal"
-            )
-        self._tier = tier

@@ -75,14 +75,14 @@ class SweepTable:
             raise
         flush_directory(target.parent)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `PATH.csv` or `PATH.parquet`, as the name says.
+    def save(self, path: str | os.PathLike[str], *, examples: bool = False) -> None:
+        """Write a .csv or a .parquet, as the name ends.
 
         Raises:
             InputError: another ending.
             ImportError, OSError: as `to_parquet`.
         """
-        writer_of(path)(self, path)
+        writer_of(path)(self, path, examples=examples)
 
     def to_pandas(self, *, examples: bool = False) -> Any:
         """A pandas DataFrame. Raises ImportError: pandas is missing."""
@@ -106,7 +106,7 @@ class SweepTable:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-def writer_of(path: str | os.PathLike[str]) -> Callable[[SweepTable, Any], None]:
+def writer_of(path: str | os.PathLike[str]) -> Callable[..., None]:
     """How a file of that name is written. Raises InputError: neither .csv nor .parquet."""
     writers = {".csv": SweepTable.to_csv, ".parquet": SweepTable.to_parquet}
     suffix = Path(path).suffix.lower()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from swa.model import Dtype, Model
 
 
+SECONDS = "seconds"
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """How a worker opens a model, and what it must then be."""
@@ -90,7 +93,10 @@ class Task(Protocol):
         ...
 
     def run(self, model: Model) -> dict[str, Any]:
-        """Do the work; the result in JSON values, equal for equal `inputs`."""
+        """Do the work; the result in JSON values, equal for equal `inputs`.
+
+        But for the value of SECONDS, if there is one: what to say that it took.
+        """
         ...
 
 
@@ -205,15 +211,33 @@ class SelectTask(_Keyed):
         }
 
     def run(self, model: Model) -> dict[str, Any]:
-        problem = CalibrationProblem(
-            model, self.examples, self.policy, self.objective, scores=self.scores
-        )
-        proposal = propose(self.strategy.strategy, problem, self.size)
+        proposal = propose(self.strategy.strategy, self._problem(model), self.size)
         return {
             "layers": list(proposal.layers),
             "prefills": proposal.cost.prefills,
             "trace": list(map(str, proposal.trace)),
+            SECONDS: round(proposal.cost.seconds, 3),
         }
+
+    def _problem(self, model: Model) -> CalibrationProblem:
+        """Kept from one selection to the next, which need not run again what the last one ran.
+
+        What a strategy finds, and what it costs, does not depend on what was known before.
+        """
+
+        def pose() -> CalibrationProblem:
+            return CalibrationProblem(
+                model, self.examples, self.policy, self.objective, scores=self.scores
+            )
+
+        if self.scores is not None:
+            return pose()
+        key = self.source, self.policy, self.objective, self.examples_hash
+        with _lock:
+            if key not in _posed:
+                _posed.clear()
+                _posed[key] = pose()
+            return _posed[key]
 
     @staticmethod
     def read(result: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
@@ -239,27 +263,30 @@ def run_task(task: Task, attempt: int) -> Outcome:
     try:
         model = opened(task.source)
         begun = time.monotonic()
-        result = jsonio.loads(jsonio.dumps_line(task.run(model)))  # as a journal gives it back
+        found = task.run(model)
+        seconds = found.pop(SECONDS, round(time.monotonic() - begun, 3))
+        result = jsonio.loads(jsonio.dumps_line(found))  # as a journal gives it back
     except Exception as error:
         return Outcome(task.key, error=error)
-    seconds = round(time.monotonic() - begun, 3)
     return Outcome(task.key, result, tier=model.engine.tier, seconds=seconds)
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _open: dict[ModelSource, Model] = {}
+_posed: dict[Any, CalibrationProblem] = {}
 
 
 def opened(source: ModelSource) -> Model:
     """The model, opened if it was not the last one asked for: one at a time is kept."""
     with _lock:
         if source not in _open:
-            _open.clear()
+            close_model()
             _open[source] = source.open()
         return _open[source]
 
 
 def close_model() -> None:
-    """Let go of the model that this process keeps."""
+    """Let go of the model that this process keeps, and of what it found out about it."""
     with _lock:
         _open.clear()
+        _posed.clear()

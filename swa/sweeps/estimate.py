@@ -1,0 +1,198 @@
+"""What a sweep will take: the work of its tasks, the time of a worker, and its memory."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from swa import cost
+from swa.cost import Work
+from swa.estimate import duration, measure_speed
+from swa.examples import Example
+from swa.memory import GIB
+from swa.model import Model
+from swa.policy import AttentionPolicy
+from swa.problem import F64, CalibrationProblem
+from swa.strategies import propose
+from swa.sweeps.graph import FULL, Base, Choice
+from swa.sweeps.model_sweep import ModelSweep
+from swa.sweeps.run import Examples, Models, model_sweeps, threads_of
+
+
+@dataclass(frozen=True)
+class ModelEstimate:
+    """Work, time and memory of one model and dtype; times are those of one worker."""
+
+    model: str
+    dtype: str
+    n_points: int
+    score_seconds: float
+    select_seconds: float
+    evaluate_seconds: float
+    weight_bytes: int
+    peak_bytes: int
+    """Of a worker, weights included."""
+
+    @property
+    def seconds(self) -> float:
+        return self.score_seconds + self.select_seconds + self.evaluate_seconds
+
+
+@dataclass(frozen=True, repr=False)
+class SweepEstimate:
+    """What `swa.sweep` would take on machines like this one, without loading models."""
+
+    models: tuple[ModelEstimate, ...]
+    workers: int
+    threads: int
+    """Of each worker; 0: all cores."""
+
+    @property
+    def seconds(self) -> float:
+        """All points, by that many workers that never wait."""
+        return sum(model.seconds for model in self.models) / max(self.workers, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `swa sweep --estimate --json` prints."""
+        models = [asdict(model) | {"seconds": model.seconds} for model in self.models]
+        return asdict(self) | {"models": models, "seconds": self.seconds}
+
+    def __repr__(self) -> str:
+        threads = (
+            f"{self.threads} thread{'s' * (self.threads != 1)}" if self.threads else "all cores"
+        )
+        lines = [
+            f"SweepEstimate: about {duration(self.seconds)} on {self.workers or 1} x {threads}"
+        ]
+        for model in self.models:
+            peak, weights = model.peak_bytes / GIB, model.weight_bytes / GIB
+            stages = ", ".join(
+                f"{stage} {duration(seconds)}"
+                for stage, seconds in (
+                    ("scoring", model.score_seconds),
+                    ("selecting", model.select_seconds),
+                    ("evaluating", model.evaluate_seconds),
+                )
+            )
+            lines += [
+                f"  {model.model} ({model.dtype}): {model.n_points} points",
+                f"    time    {duration(model.seconds)} of one worker"
+                f" ({duration(model.seconds / model.n_points)} a point): {stages}",
+                f"    memory  {peak:,.2f} GiB a worker, {weights:,.2f} of them weights",
+            ]
+        return "\n".join(lines)
+
+
+def estimate_sweep(
+    models: Models,
+    calibration: Examples,
+    heldout: Examples,
+    *,
+    workers: int = 0,
+    threads: int | None = None,
+    **options: Any,
+) -> SweepEstimate:
+    """Measure this machine for a second a model, and tell what `sweep` would take.
+
+    Strategies are tried on losses and gradients that are drawn, not computed, to count what they
+    ask for. That choices may turn out equal, and are evaluated once, is not foreseen.
+
+    Arguments, the other `options` among them, and errors are those of `sweep`.
+    """
+    threads = threads_of(workers) if threads is None else threads
+    runs = model_sweeps(models, calibration, heldout, threads=threads, **options)
+    return SweepEstimate(tuple(map(_of_model, runs)), workers, threads)
+
+
+class DryProblem(CalibrationProblem):
+    """Counts what a strategy asks for; the answers are drawn, and the model runs nothing."""
+
+    def run_loss(self, full_layers: frozenset[int], index: int) -> float:
+        share = len(full_layers) / self.num_layers
+        return 2 - share + 0.1 * float(self._draws(bytes(sorted(full_layers)), index)[0])
+
+    def run_gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
+        gradient = np.zeros(self.num_layers)
+        chosen = list(self.selectable)
+        gradient[chosen] = -self._draws(alpha.tobytes(), index)[chosen] / self.num_layers
+        return 2 - float(alpha.mean()), gradient
+
+    def run_sweep(self, index: int) -> tuple[float, F64]:
+        return 2.0, 2 - self._draws(b"", index) / self.num_layers
+
+    def _draws(self, key: bytes, index: int) -> F64:
+        """float64 [L] in 0..1, the same for the same question."""
+        return np.random.default_rng([zlib.crc32(key), index]).random(self.num_layers)
+
+
+def _of_model(run: ModelSweep) -> ModelEstimate:
+    model, points = run.graph.model, run.graph.points
+    speed = measure_speed(model)
+
+    def seconds(works: Iterable[Work]) -> float:
+        return sum(
+            work.products / speed.products + work.attention / speed.attention for work in works
+        )
+
+    def passes(policy: AttentionPolicy, examples: Iterable[Example], n_full: int) -> float:
+        layers = model.selectable_layers[:n_full]  # which ones makes no difference
+        return seconds(
+            cost.nll_work(model.config, policy, layers, example.prompt_len, example.answer_len)
+            for example in examples
+        )
+
+    n_layers = len(model.selectable_layers)
+    score = select = 0.0
+    for base in run.bases:
+        choices = [choice for choice in run.graph.choices if choice.base is base]
+        if any(choice.takes_scores for choice in choices):
+            score += seconds(work for task in base.scoring for work in task.work.work(model.config))
+        select += _prefills(model, choices) * passes(base.policy, base.examples, n_layers)
+    heldout = run.heldout.examples
+    evaluate = passes(points[0].policy, heldout, n_layers)  # full attention is the same everywhere
+    for point in points:
+        if isinstance(point.choice, Choice):
+            evaluate += passes(point.policy, heldout, point.choice.size)
+        elif point.choice != FULL:
+            evaluate += passes(point.policy, heldout, 0)
+    return ModelEstimate(
+        model=model.name,
+        dtype=model.dtype,
+        n_points=len(points),
+        score_seconds=score,
+        select_seconds=select,
+        evaluate_seconds=evaluate,
+        weight_bytes=model.engine.weight_bytes,
+        peak_bytes=max(_memory(model, base, heldout) for base in run.bases),
+    )
+
+
+def _prefills(model: Model, choices: Iterable[Choice]) -> float:
+    """What selections under one policy take, in prefills an example, beside the scores.
+
+    By one worker, which keeps what it finds out from one selection to the next.
+    """
+    problem: DryProblem | None = None
+    for choice in choices:
+        if not choice.takes_scores:
+            base = choice.base
+            problem = problem or DryProblem(model, base.examples, base.policy, base.objective)
+            propose(choice.strategy.strategy, problem, choice.size)
+    return 0.0 if problem is None else problem.spent.prefills
+
+
+def _memory(model: Model, base: Base, heldout: Iterable[Example]) -> int:
+    """Bytes that a worker needs for this policy's tasks, weights included."""
+    calibration, evaluation = (
+        max(example.prompt_len + example.answer_len for example in examples)
+        for examples in (base.examples, heldout)
+    )
+    return max(
+        model.memory_required(evaluation),
+        model.memory_required(calibration, "sweep", base.policy),
+        model.engine.weight_bytes + model.engine.gates_bytes(calibration, 2),
+    )

@@ -1,0 +1,108 @@
+"""Results by the key of their task: what a journal holds, and what comes in."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from swa import __version__
+from swa.errors import ScoresError
+from swa.journal import Journal
+from swa.layer_scores import read_number
+from swa.sweeps.driver import Driver
+from swa.sweeps.graph import Graph
+from swa.sweeps.tasks import Outcome, Task
+
+INPUTS = {"version": __version__, "what": "sweep"}
+"""What every result in a journal depends on, beside its own inputs."""
+
+
+class Store:
+    """What was found, each task once.
+
+    Raises:
+        ScoresError: the journal is damaged, or kernels of different instruction sets took part.
+    """
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+        self.results: dict[str, dict[str, Any]] = {}
+        self.seconds: dict[str, float] = {}
+        """That each took, where it ran."""
+        self.failures: dict[str, tuple[str, Exception]] = {}
+        """Name and error of the tasks that failed in this run."""
+        self._tier: str | None = None
+        if journal is not None:
+            self._restore(journal)
+
+    def add(self, task: Task, outcome: Outcome) -> bool:
+        """Keep what became of a task; whether it has a result. Raises OSError, ScoresError."""
+        if outcome.result is None:
+            error = outcome.error or ScoresError("the task has no result")
+            self.failures[task.key] = (task.name, error)
+            return False
+        self._check_tier(outcome.tier)
+        if self._journal is not None:
+            self._journal.append(
+                {
+                    "key": task.key,
+                    "inputs": task.inputs,
+                    "result": outcome.result,
+                    "tier": outcome.tier,
+                    "seconds": outcome.seconds,
+                }
+            )
+        self.results[task.key], self.seconds[task.key] = outcome.result, outcome.seconds
+        return True
+
+    def complete(
+        self,
+        graph: Graph,
+        driver: Driver,
+        deadline: float = math.inf,
+        *,
+        progress: bool = False,
+    ) -> None:
+        """Do what is missing of a graph, beginning nothing after `deadline` (`time.monotonic`).
+
+        Raises as `add` and `Driver.run`.
+        """
+        tasks = graph.begin(self.results)
+        n_tasks = len(tasks)
+        with tqdm(total=n_tasks, desc="sweeping", unit="task", disable=not progress) as bar:
+
+            def finished(task: Task, outcome: Outcome) -> list[Task]:
+                nonlocal n_tasks
+                following = graph.follow(task, self.results) if self.add(task, outcome) else []
+                n_tasks += len(following)
+                bar.total = n_tasks
+                bar.update()
+                return following
+
+            driver.run(tasks, finished, begins=lambda: time.monotonic() < deadline)
+
+    def _restore(self, journal: Journal) -> None:
+        for number, record in enumerate(journal.records, start=2):
+            try:
+                key, result, tier = record["key"], record["result"], record["tier"]
+                seconds = read_number(record["seconds"])
+                if key in self.results or not isinstance(result, dict):
+                    raise ValueError("a task twice, or without a result")
+            except (KeyError, TypeError, ValueError) as error:
+                raise ScoresError(
+                    f"{journal.path}: line {number} is not the record of a task ({error!r}): delete"
+                    " this file to start anew"
+                ) from error
+            self._check_tier(tier)
+            self.results[key], self.seconds[key] = result, seconds
+
+    def _check_tier(self, tier: str) -> None:
+        if self._tier not in (None, tier):
+            raise ScoresError(
+                f"one task ran on the kernels {tier}, others on {self._tier}, whose results differ"
+                " in the last bits: set SWA_TIER alike for all workers, and begin a new journal"
+            )
+        self._tier = tier

@@ -1,0 +1,172 @@
+"""`swa sweep`: tables and journals, what it refuses, and going on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import swa
+from swa.cli import main
+
+GRID = [*("--sliding-window", "16,24", "--sink-tokens", "2", "--strategy", "topk")]
+GRID += ["--strategy", "random:seed=3", "--budget", "1,0.5", "--dtype", "float32"]
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny) -> str:
+    return str(tiny(tokenizer=True, chat_template=True, max_position_embeddings=4096))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("examples")
+    for name in ("calibration", "heldout"):
+        made = [swa.Example(tuple(range(5, 70 + i)), (7, 8 + i), task=name) for i in range(3)]
+        swa.examples.write_jsonl(folder / name, made)
+    return [
+        *("--calibration", str(folder / "calibration")),
+        *("--heldout", str(folder / "heldout")),
+    ]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table(
+    here: Path, checkpoint: str, data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", checkpoint, *GRID, *data, "--per-example", "each.csv", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["unfinished"] == 0 and printed["failures"] == {}
+    written = rows(here / "sweep.csv")
+    assert len(written) == len(printed["rows"]) == len(printed["timings"]) == 2 * (2 + 4)
+    assert {row["strategy"] for row in written} >= {"topk", "random:seed=3"}
+    assert [float(row["nll"]) for row in written] == [row["nll"] for row in printed["rows"]]
+    assert [row["full_attention_layers"] for row in written[:4]] == ["4", "0", "1", "2"]
+    assert len(rows(here / "each.csv")) == 3 * len(written)
+    assert not (here / "sweep.csv.journal").exists()
+
+
+def test_time_that_is_up_and_going_on(
+    here: Path, checkpoint: str, data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", checkpoint, *GRID, *data, "--out", "t.parquet"]
+    assert main([*command, "--minutes", "0"]) == 0
+    assert "12 points are not done" in capsys.readouterr().out
+    assert (here / "t.parquet.journal").exists()
+    assert main(command) == 0
+    assert not (here / "t.parquet.journal").exists()
+    assert main(command) == 2
+    assert "t.parquet exists" in capsys.readouterr().err
+    assert main([*command, "--force", "--journal", "kept"]) == 0
+    assert (here / "kept").exists()
+
+
+def test_interrupted_and_resumed(here: Path, checkpoint: str, data: list[str]) -> None:
+    """Ctrl-C once the journal holds something; the same command ends in the same table."""
+    long = ["--sliding-window", ",".join(str(w) for w in range(8, 20)), "--threads", "1"]
+    command = [sys.executable, "-m", "swa.cli", "sweep", checkpoint, *GRID, *data, *long]
+    journal = here / "sweep.csv.journal"
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
+    ) as process:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "repeat the command to go on" in errors.splitlines()[-1]
+    assert not (here / "sweep.csv").exists()
+    before = journal.stat().st_size
+    assert main([*command[3:], "--journal", str(journal)]) == 0
+    assert journal.stat().st_size > before
+    assert len(rows(here / "sweep.csv")) == 12 * 6
+
+
+def test_the_built_in_mix_on_two_processes(
+    here: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--prompt-tokens", "800", "--heldout-per-task", "2"]
+    grid = ["--sliding-window", "16", "--consumer", "full,vllm", "--strategy", "first"]
+    assert main(["sweep", checkpoint, *grid, *sizes, "--workers", "2"]) == 0
+    found = rows(here / "sweep.csv")
+    assert [row["consumer"] for row in found] == [""] * 3 + ["vllm"] * 3
+    assert {row["n_calibration"] for row in found} == {"", "4"}
+    assert {row["n_heldout"] for row in found} == {"8"}
+    assert "SweepTable: 6 points" in capsys.readouterr().out
+
+
+def test_what_it_takes(
+    here: Path,
+    checkpoint: str,
+    data: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("swa.estimate.PROBE_SECONDS", 0.01)
+    command = ["sweep", checkpoint, *GRID, *data, "--workers", "2", "--estimate"]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["models"][0]["n_points"] == 12 and found["workers"] == 2
+    assert found["seconds"] == pytest.approx(found["models"][0]["seconds"] / 2)
+    assert main(command) == 0
+    assert "GiB a worker" in capsys.readouterr().out
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--out", "t.txt"], "csv or .parquet"),
+        (["--per-example", "t.txt"], "csv or .parquet"),
+        (["--out", os.path.join("no", "t.csv")], "directory does not exist"),
+        (["--budget", "a"], "--budget takes"),
+        (["--budget", "9"], "9 full-attention layers"),
+        (["--budget", "-1"], "full_attention_layers must be"),
+        (["--strategy", "best"], "no strategy"),
+        (["--consumer", "tgi"], "consumer"),
+        (["--dtype", "int4"], "dtype must be"),
+        (["--sliding-window", "wide"], "--sliding-window takes integers"),
+        (["--sliding-window", "900"], "no policy of the grid"),
+        (["--scheduler", "tcp://localhost:1"], "--scheduler needs --threads"),
+    ],
+)
+def test_what_it_refuses(
+    here: Path,
+    checkpoint: str,
+    data: list[str],
+    capsys: pytest.CaptureFixture[str],
+    change: list[str],
+    says: str,
+) -> None:
+    assert main(["sweep", checkpoint, *GRID, *data, *change]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and says in captured.err.splitlines()[-1]
+    assert not list(here.glob("*.csv"))
+
+
+def test_a_failed_strategy_is_an_exit_code(
+    here: Path, checkpoint: str, data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Periodic offsets depend on the number of layers: one that is out of range fails alone."""
+    assert main(["sweep", checkpoint, *GRID, *data, "--strategy", "periodic:offset=3"]) == 1
+    assert "points have no row" in capsys.readouterr().err
+    assert {row["strategy"] for row in rows(here / "sweep.csv")} >= {"topk"}
