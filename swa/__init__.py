@@ -14,6 +14,7 @@ from swa.errors import CheckpointError, SwaError, SwaWarning
 
 if TYPE_CHECKING:
     from swa import examples, testing
+    from swa.controls import length_controls
     from swa.elimination import AdaptiveStop
     from swa.evaluation import Evaluation, evaluate
     from swa.examples import Example
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from swa.stability import rank_agreement, selection_stability
     from swa.statistics import paired_bootstrap
     from swa.sweeps import SweepTable, sweep
+    from swa.transfer import transfer_matrix
 
 __version__ = "0.1.0"
 
@@ -48,6 +50,7 @@ __all__ = [
     "errors",
     "evaluate",
     "examples",
+    "length_controls",
     "load",
     "paired_bootstrap",
     "rank_agreement",
@@ -58,6 +61,7 @@ __all__ = [
     "selection_stability",
     "sweep",
     "testing",
+    "transfer_matrix",
 ]
 
 _HOME = {
@@ -72,6 +76,7 @@ _HOME = {
     "Selection": "selection",
     "SweepTable": "sweeps",
     "evaluate": "evaluation",
+    "length_controls": "controls",
     "load": "model",
     "paired_bootstrap": "statistics",
     "rank_agreement": "stability",
@@ -81,6 +86,7 @@ _HOME = {
     "select": "selection",
     "selection_stability": "stability",
     "sweep": "sweeps",
+    "transfer_matrix": "transfer",
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +10,11 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from swa.controls import LengthControls
     from swa.gate_scores import GateScores
     from swa.layer_scores import LayerScores
     from swa.stability import SelectionStability
+    from swa.transfer import TransferMatrix
 
 CHOSEN, OTHER, NOISE = "#1769d2", "#a9b6c6", "#e5b84b"
 
@@ -97,6 +99,75 @@ def gate_heads(scores: GateScores, ax: Axes | None = None) -> Axes:
     ax.set_ylabel("KV head")
     ax.set_xlabel("layer")
     ax.set_title(f"{scores.model_name}, -d {scores.objective} / d alpha")
+    return ax
+
+
+def length_controls(controls: LengthControls, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """One panel a control: its deltas over those at full length; the top layers are coloured.
+
+    Returns the axes drawn on (new ones without `axes`). Raises ImportError: matplotlib is missing.
+    """
+    reference = controls.reference
+    panels = [*controls.in_proportion, *controls.window_kept]
+    if axes is None:
+        from matplotlib import pyplot
+
+        size = (3.2 * len(panels), 3.4)
+        axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)[
+            1
+        ][0]
+    scored = list(reference.scores.scored_layers)
+    x = [reference.scores.delta[layer] for layer in scored]
+    top = set(reference.scores.ranking[: reference.agreement.size])
+    colours = [CHOSEN if layer in top else OTHER for layer in scored]
+    for ax, control in zip(axes, panels, strict=True):
+        ax.axhline(0, color="black", linewidth=0.8)
+        ax.axvline(0, color="black", linewidth=0.8)
+        ax.scatter(x, [control.scores.delta[layer] for layer in scored], c=colours, s=18)
+        agreement = control.agreement
+        rank = (
+            "all exactly 0"
+            if control.largest_delta == 0
+            else f"rank corr. {agreement.spearman:.2f}"
+        )
+        if control.largest_delta == 0:
+            ax.set_ylim(-1, 1)
+        ax.set_title(
+            f"{control.prompt_tokens:,} tokens, window {control.window:,}\n"
+            f"{control.cost:.0%} of the cost, {rank}",
+            fontsize=10,
+        )
+        ax.set_xlabel(f"delta at {reference.prompt_tokens:,} tokens")
+    axes[0].set_ylabel("delta (nats per token)")
+    return axes
+
+
+def transfer_matrix(matrix: TransferMatrix, ax: Axes | None = None) -> Axes:
+    """Share of the gap closed: rows were calibrated on, columns evaluated on.
+
+    Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
+    """
+    rows, columns = matrix.rows, matrix.domains
+    ax = _axes(ax, width=2.2 + 1.5 * len(columns), height=1.2 + 0.6 * len(rows))
+    shares = [[matrix.closed[row][column].share for column in columns] for row in rows]
+    values = np.array(shares, dtype=float)  # None becomes NaN: left blank
+    image = ax.imshow(100 * values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    ax.figure.colorbar(image, ax=ax, label="% of the gap closed")
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            cell = matrix.closed[row][column]
+            dark = cell.share is not None and cell.share > 0.6
+            text = "no gap" if cell.share is None else f"{cell.share:.0%}"
+            if cell.interval is not None:
+                text += "\n{:.0%} to {:.0%}".format(*cell.interval)
+            ax.text(
+                j, i, text, ha="center", va="center", color="white" if dark else "black", fontsize=9
+            )
+    ax.set_xticks(range(len(columns)), labels=columns)
+    ax.set_yticks(range(len(rows)), labels=rows)
+    ax.set_xlabel("evaluated on")
+    ax.set_ylabel("calibrated on")
+    ax.set_title(matrix.model_name)
     return ax
 
 

@@ -475,8 +475,14 @@ class ScoresProblem:
 
 
 def _delta_table(scores: LayerScores) -> F64:
-    """float64 [N, L], 0 where there is no delta."""
-    return np.array([[delta or 0.0 for delta in row] for row in scores.delta_per_example])
+    """float64 [N, L]; the layer's mean after an adaptive sweep settled it, 0 where it has none."""
+    means = [delta or 0.0 for delta in scores.delta]
+    return np.array(
+        [
+            [mean if delta is None else delta for delta, mean in zip(row, means, strict=True)]
+            for row in scores.delta_per_example
+        ]
+    )
 
 
 def _check_scores(

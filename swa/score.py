@@ -110,7 +110,7 @@ def score_layers(
         notes=() if left_out is None else (left_out,),
         n_bootstrap=n_bootstrap,
         seed=seed,
-        adaptive=None if rule is None else rule.record(_flops(model, tasks)),
+        adaptive=None if rule is None else rule.record(sweep_flops(model, tasks)),
     )
 
 
@@ -280,6 +280,22 @@ def sweep_tasks(
     ], left_out
 
 
+def run_tasks(
+    model: Model, tasks: Sequence[SweepTask], *, progress: bool = False
+) -> list[ExampleScores]:
+    """The results of all tasks, in their order, with a bar on stderr if asked for.
+
+    Raises as `SweepTask.run`.
+    """
+    with _Bar(sweep_flops(model, tasks), 0.0, shown=progress) as bar:
+        return [_measured(model, task, None, bar) for task in tasks]
+
+
+def sweep_flops(model: Model, tasks: Iterable[SweepTask]) -> float:
+    """The estimated work of all tasks."""
+    return sum(part.flops for task in tasks for part in task.work(model.config))
+
+
 def _run(
     model: Model,
     tasks: Sequence[SweepTask],
@@ -295,7 +311,7 @@ def _run(
     known = [replace(tasks[index], only=result.flipped) for index, result in recorded.items()]
     units = [(task.index,) for task in tasks] if rule is None else rule.units
     results: dict[int, ExampleScores] = {}
-    with _Bar(_flops(model, tasks), _flops(model, known), shown=progress) as bar:
+    with _Bar(sweep_flops(model, tasks), sweep_flops(model, known), shown=progress) as bar:
         for number, unit in enumerate(units, start=1):
             only = None if rule is None else rule.open_layers
             unit_tasks = [replace(tasks[index], only=only) for index in unit]
@@ -307,17 +323,13 @@ def _run(
             if rule is None:
                 continue
             deltas = {index: results[index].delta for index in unit}
-            if rule.observe(deltas, _flops(model, unit_tasks)):
+            if rule.observe(deltas, sweep_flops(model, unit_tasks)):
                 left = [] if rule.is_decided else [i for later in units[number:] for i in later]
                 open_tasks = [replace(tasks[index], only=rule.open_layers) for index in left]
-                bar.expect(_flops(model, open_tasks))
+                bar.expect(sweep_flops(model, open_tasks))
             if rule.is_decided:
                 break
     return results
-
-
-def _flops(model: Model, tasks: Iterable[SweepTask]) -> float:
-    return sum(part.flops for task in tasks for part in task.work(model.config))
 
 
 def _measured(model: Model, task: SweepTask, journal: Journal | None, bar: _Bar) -> ExampleScores:
@@ -326,7 +338,7 @@ def _measured(model: Model, task: SweepTask, journal: Journal | None, bar: _Bar)
     seconds = round(time.monotonic() - begun, 3)
     if journal is not None:
         journal.append({"example": task.index, **asdict(result), "seconds": seconds})
-    bar.finish(_flops(model, [task]))
+    bar.finish(sweep_flops(model, [task]))
     return result
 
 

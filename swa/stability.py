@@ -220,7 +220,7 @@ def rank_agreement(
     """Compare two sets of scores: other lengths, windows, domains, or methods.
 
     Args:
-        first, second: of the same model; layers that only one of them scores are left out.
+        first, second: of models with as many layers; what only one of them scores is left out.
         budget: what counts as the top.
         seed: of the splits into halves behind `ceiling`.
 

@@ -1,8 +1,8 @@
-"""Comparing what was measured: two strategies on the same examples."""
+"""Comparing what was measured on the same examples: two strategies, or one with both ends."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,12 +96,8 @@ def paired_bootstrap(
         InputError: values that are not finite, or not one for each example; an option out of range.
     """
     first, second = _values(a, "a"), _values(b, "b")
-    for name, given in (("b", second), ("tasks", first if tasks is None else tasks)):
-        if len(given) != len(first):
-            raise InputError(f"a has {len(first)} examples, {name} has {len(given)}")
-    n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP)
-    seed = checked_integer(seed, "seed", 0)
-    confidence = checked_confidence(confidence)
+    _check_lengths(first, {"b": second, "tasks": tasks})
+    n_bootstrap, seed, confidence = _checked_options(n_bootstrap, seed, confidence)
     differences = (first - second)[:, None]
     strata = strata_of(("",) * len(first) if tasks is None else tasks)
     interval, probability, freedom = None, None, 0
@@ -115,6 +111,63 @@ def paired_bootstrap(
     return PairedDifference(difference, interval, probability, len(first), freedom, confidence)
 
 
+@dataclass(frozen=True, repr=False)
+class GapClosed:
+    """Which share of the gap between all sliding and full attention a selection closes."""
+
+    share: float | None
+    """1 = all of it; None where sliding costs nothing, so that there is no gap."""
+    interval: Interval | None
+    """(low, high) of the share; None where examples are too few, or some resamples have no gap."""
+
+    def __repr__(self) -> str:
+        if self.share is None:
+            return "GapClosed: there is no gap"
+        within = "" if self.interval is None else " ({:.0%} to {:.0%})".format(*self.interval)
+        return f"GapClosed: {self.share:.0%}{within}"
+
+
+def gap_closed_bootstrap(
+    nll: Sequence[float],
+    *,
+    full: Sequence[float],
+    sliding: Sequence[float],
+    tasks: Sequence[str] | None = None,
+    n_bootstrap: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> GapClosed:
+    """Mean of (sliding - nll) over mean of (sliding - full), resampled in triples.
+
+    Args:
+        nll, full, sliding: [N], of the selection, of full attention and of all layers sliding, on
+            the same examples.
+        tasks, n_bootstrap, seed, confidence: as for `paired_bootstrap`.
+
+    Raises:
+        InputError: as `paired_bootstrap`.
+    """
+    columns = {"nll": nll, "full": full, "sliding": sliding}
+    chosen, best, worst = (_values(values, name) for name, values in columns.items())
+    _check_lengths(chosen, {"full": best, "sliding": worst, "tasks": tasks})
+    n_bootstrap, seed, confidence = _checked_options(n_bootstrap, seed, confidence)
+    closed, gap = worst - chosen, worst - best
+    if gap.mean() <= 0:
+        return GapClosed(None, None)
+    share = float(closed.mean() / gap.mean())
+    strata = strata_of(("",) * len(chosen) if tasks is None else tasks)
+    both = np.stack([closed, gap], axis=1)
+    if len(chosen) == 1:
+        return GapClosed(share, None)
+    means = resampled_means(both, strata, n_bootstrap=n_bootstrap, seed=seed)
+    if (means[:, 1] <= 0).any():
+        return GapClosed(share, None)
+    # What each example moves the share by: its spread says how much stands behind the interval.
+    moves = (closed - share * gap)[:, None] / gap.mean()
+    ((low, high, freedom),) = intervals(means[:, :1] / means[:, 1:], moves, strata, confidence)
+    return GapClosed(share, (low, high) if freedom >= FEW_FREEDOM else None)
+
+
 def _values(values: Sequence[float], name: str) -> F64:
     """float64 [N], N >= 1, finite."""
     try:
@@ -124,3 +177,17 @@ def _values(values: Sequence[float], name: str) -> F64:
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise InputError(f"{name} must be one finite number for each example, at least one")
     return array
+
+
+def _check_lengths(first: F64, others: Mapping[str, Sequence[Any] | F64 | None]) -> None:
+    for name, values in others.items():
+        if values is not None and len(values) != len(first):
+            raise InputError(f"there are {len(first)} examples, but {name} has {len(values)}")
+
+
+def _checked_options(n_bootstrap: int, seed: int, confidence: float) -> tuple[int, int, float]:
+    return (
+        checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP),
+        checked_integer(seed, "seed", 0),
+        checked_confidence(confidence),
+    )

@@ -90,3 +90,50 @@ def test_a_sweep_that_stops_when_it_knows(here, checkpoint, examples, capsys):
     assert Path("again.json").read_bytes() == Path("scores.json").read_bytes()
     for wrong in (stop[2:], stop[:2], ["--stop-at-confidence", "95", "--layers", "1"]):
         assert main(["score", checkpoint, *SCORE, *wrong, "--out", "x.json"]) == 2
+
+
+def test_two_scores_files_compared(here, checkpoint, examples, capsys):
+    for out, window in (("a.json", "16"), ("b.json", "24")):
+        command = ["score", checkpoint, "--examples", examples, "--threads", "1", "--out", out]
+        assert main([*command, "--sliding-window", window]) == 0
+    capsys.readouterr()
+    budget = swa.Budget(full_attention_layers=2)
+    loaded = [swa.LayerScores.load(name) for name in ("a.json", "b.json")]
+    expected = swa.rank_agreement(*loaded, budget)
+    assert main(["agree", "a.json", "b.json", "--layers", "2"]) == 0
+    assert capsys.readouterr().out == f"{expected!r}\n"
+    assert main(["agree", "a.json", "b.json", "--layers", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["spearman"] == expected.spearman
+    assert main(["agree", "a.json", "missing.json", "--layers", "2"]) == 2
+
+
+BUILT_IN = ["--sliding-window", "100", "--layers", "1", "--threads", "1", "--prompt-tokens", "800"]
+
+
+def test_the_length_control(here, checkpoint, capsys):
+    command = ["control", checkpoint, *BUILT_IN, "--scales"]
+    assert main([*command, "0.8", "--plot", "c.png"]) == 0
+    out, _ = capsys.readouterr()
+    assert re.findall(r"^  (in proportion|kept) +(\d+) +(\d+) ", out, re.M) == [
+        ("in proportion", "640", "80"),
+        ("kept", "640", "100"),
+    ]
+    assert Path("c.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*command, "0.9,x"]) == 2
+    assert main([*command, "1.5"]) == 2
+
+
+def test_the_transfer_matrix(here, checkpoint, examples, capsys):
+    assert main(["transfer", checkpoint, *BUILT_IN, "--plot", "t.png"]) == 0
+    out, _ = capsys.readouterr()
+    rows = [line.split()[0] for line in out.splitlines()[2:]]
+    assert rows == ["num", "num4", "words", "copy", "all"]
+    assert Path("t.png").read_bytes().startswith(b"\x89PNG")
+    command = ["transfer", checkpoint, *SCORE, "--layers", "1"]
+    domain = ["--domain", f"boxes={examples},{examples}"]
+    assert main([*command, *domain, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["layers"]) == ["boxes"]
+    assert len(found["layers"]["boxes"]) == 1
+    assert main([*command, "--domain", f"boxes={examples}"]) == 2
+    assert main([*command, *domain, "--prompt-tokens", "300"]) == 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from swa.errors import InputError
 from swa.resampling import resampled_means, standard_errors, strata_of, student_tail
-from swa.statistics import paired_bootstrap
+from swa.statistics import gap_closed_bootstrap, paired_bootstrap
 
 # ---- intervals
 
@@ -157,8 +157,8 @@ def test_a_wider_confidence_is_a_wider_interval_and_a_seed_repeats() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"b": [1.0]}, "a has 3 examples, b has 1"),
-        ({"tasks": ["x"]}, "tasks has 1"),
+        ({"b": [1.0]}, "there are 3 examples, but b has 1"),
+        ({"tasks": ["x"]}, "but tasks has 1"),
         ({"a": []}, "a must be one finite number"),
         ({"a": [[1.0]] * 3}, "a must be one finite number"),
         ({"a": [1.0, math.nan, 2.0]}, "a must be one finite number"),
@@ -175,3 +175,46 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"a": [1.0, 2.0, 3.0], "b": [1.0, 1.0, 1.0]} | change
     with pytest.raises(InputError, match=message):
         paired_bootstrap(**arguments)
+
+
+# ---- shares of a gap
+
+
+def test_the_share_of_a_gap_and_its_interval() -> None:
+    rng = np.random.default_rng(0)
+    full = rng.normal(1, 0.3, 40)
+    sliding = full + rng.normal(2, 0.2, 40)
+    nll = sliding - 0.7 * (sliding - full) + rng.normal(0, 0.1, 40)
+    found = gap_closed_bootstrap(nll, full=full, sliding=sliding)
+    assert found.share == pytest.approx((sliding - nll).mean() / (sliding - full).mean())
+    low, high = found.interval or (0, 0)
+    assert low < 0.7 < high and high - low == pytest.approx(4 * 0.1 / 2 / 40**0.5, rel=0.3)
+
+
+def test_a_share_covers_as_often_as_it_says() -> None:
+    hits = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        gap = rng.normal(2, 0.5, 10)
+        nll = 5 - gap * 0.6 + rng.normal(0, 0.4, 10)
+        found = gap_closed_bootstrap(
+            nll, full=5 - gap, sliding=np.full(10, 5.0), n_bootstrap=500, seed=seed
+        )
+        low, high = found.interval or (0, 0)
+        hits += low <= 0.6 <= high
+    assert 0.9 < hits / 200 < 0.99
+
+
+def test_no_gap_and_few_examples_have_no_interval() -> None:
+    none = gap_closed_bootstrap([1.0] * 6, full=[1.0] * 6, sliding=[1.0] * 6)
+    assert none.share is none.interval is None and "no gap" in repr(none)
+    few = gap_closed_bootstrap([1.0, 2.0], full=[1.0, 1.0], sliding=[3.0, 3.0])
+    assert few.share == 0.75 and few.interval is None
+    one = gap_closed_bootstrap([1.0], full=[1.0], sliding=[3.0])
+    assert one.share == 1 and one.interval is None
+    shaky = gap_closed_bootstrap(
+        [0.0] * 6, full=[0.0] * 6, sliding=[-1.0, 9.0, -1.0, -1.0, 0.0, 0.0]
+    )
+    assert shaky.share is not None and shaky.interval is None
+    with pytest.raises(InputError, match="but sliding has 2"):
+        gap_closed_bootstrap([1.0], full=[1.0], sliding=[3.0, 2.0])

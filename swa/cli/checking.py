@@ -1,14 +1,47 @@
-"""`swa stability`: how far scores can be trusted."""
+"""`swa stability | agree | control | transfer`: how far scores, and choices, can be trusted."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swa.cli.helpers import budget_of, note, print_json
-from swa.cli.options import FractionOfLayers, Json, Layers, PlotFile, Seed
+from swa.cli.helpers import (
+    budget_of,
+    floats,
+    load_model,
+    note,
+    policy_fields,
+    print_json,
+)
+from swa.cli.options import (
+    PROMPT_TOKENS,
+    Consumer,
+    Decode,
+    Dtype,
+    FractionOfLayers,
+    Json,
+    Layers,
+    LocalOnly,
+    MaxPositions,
+    ModelArgument,
+    PerTask,
+    PlotFile,
+    PromptTokens,
+    Revision,
+    Seed,
+    SinkTokens,
+    TailTokens,
+    Threads,
+    TokenizerPath,
+    Window,
+)
+from swa.errors import InputError
+
+if TYPE_CHECKING:
+    from swa.model import Model
+    from swa.transfer import Domain
 
 
 def stability(
@@ -31,8 +64,177 @@ def stability(
     found = selection_stability(
         LayerScores.load(scores), budget_of(layers, fraction), n_bootstrap=resamples, seed=seed
     )
+    _show(found, found.plot, plot, as_json)
+
+
+def agree(
+    first: Annotated[Path, typer.Argument(metavar="SCORES", help="What `swa score` wrote.")],
+    second: Annotated[Path, typer.Argument(metavar="OTHER", help="Scores to compare it with.")],
+    layers: Layers = None,
+    fraction: FractionOfLayers = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Say whether two sets of scores rank the layers alike.
+
+    They may be of other lengths, windows, domains or dtypes, but of the same model.
+    """
+    from dataclasses import asdict
+
+    from swa.layer_scores import LayerScores
+    from swa.stability import rank_agreement
+
+    found = rank_agreement(
+        LayerScores.load(first), LayerScores.load(second), budget_of(layers, fraction), seed=seed
+    )
+    if as_json:
+        print_json(asdict(found))
+    else:
+        print(found)
+
+
+def control(
+    model: ModelArgument,
+    sliding_window: Window,
+    layers: Layers = None,
+    fraction: FractionOfLayers = None,
+    scales: Annotated[
+        str, typer.Option(metavar="S[,S...]", help="Shares of the prompt's length.")
+    ] = "0.5,0.25",
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    examples_per_task: PerTask = None,
+    prompt_tokens: PromptTokens = None,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    plot: PlotFile = None,
+    as_json: Json = False,
+) -> None:
+    """Find out whether short prompts rank the layers as long ones do, which costs far less.
+
+    The built-in tasks are scored at full length, and shorter, with the window shrunk in proportion
+    and with the window kept; a kept window that hides nothing gives zeros by construction.
+    """
+    from swa.controls import length_controls
+    from swa.policy import AttentionPolicy
+
+    policy = AttentionPolicy(
+        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    )
+    budget = budget_of(layers, fraction)
+    shares = floats(scales, "--scales")
+    loaded = load_model(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    found = length_controls(
+        loaded,
+        policy,
+        budget,
+        prompt_tokens=prompt_tokens or PROMPT_TOKENS,
+        scales=shares,
+        examples_per_task=examples_per_task or 1,
+        seed=seed,
+        progress=True,
+    )
+    _show(found, lambda: found.plot()[0], plot, as_json)
+
+
+def transfer(
+    model: ModelArgument,
+    sliding_window: Window,
+    layers: Layers = None,
+    fraction: FractionOfLayers = None,
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=CALIBRATION,HELDOUT",
+            help="Two files of examples; may be repeated.  [default: each built-in task]",
+        ),
+    ] = None,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    examples_per_task: PerTask = None,
+    prompt_tokens: PromptTokens = None,
+    seed: Seed = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    plot: PlotFile = None,
+    as_json: Json = False,
+) -> None:
+    """Find out whether layers chosen on one kind of examples serve others, as a matrix.
+
+    Layers are chosen by the exact sweep on each domain, and on all together, and evaluated on the
+    held-out examples of each.
+    """
+    from swa.policy import AttentionPolicy
+    from swa.transfer import transfer_matrix
+
+    policy = AttentionPolicy(
+        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    )
+    budget = budget_of(layers, fraction)
+    if domain and (examples_per_task is not None or prompt_tokens is not None):
+        raise InputError(
+            "--examples-per-task and --prompt-tokens shape the built-in tasks: leave them out"
+        )
+    loaded = load_model(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    if domain:
+        domains = dict(_domain(item, loaded) for item in domain)
+    else:
+        domains = _built_in(loaded, examples_per_task or 1, prompt_tokens or PROMPT_TOKENS, seed)
+    found = transfer_matrix(loaded, domains, policy, budget, seed=seed, progress=True)
+    _show(found, found.plot, plot, as_json)
+
+
+def _domain(item: str, model: Model) -> tuple[str, Domain]:
+    from swa.examples import from_jsonl
+    from swa.transfer import Domain
+
+    name, _, files = item.partition("=")
+    calibration, comma, heldout = files.partition(",")
+    if not (name and calibration and comma and heldout):
+        raise InputError(f"--domain takes NAME=CALIBRATION,HELDOUT, not {item!r}")
+    tokenizer = model.tokenizer if model.has_tokenizer else None
+    return name, Domain(from_jsonl(calibration, tokenizer), from_jsonl(heldout, tokenizer))
+
+
+def _built_in(model: Model, per_task: int, prompt_tokens: int, seed: int) -> dict[str, Domain]:
+    from swa.examples import synthetic
+    from swa.tasks import TASKS
+    from swa.transfer import Domain
+
+    def make(task: str, split: Any) -> Any:
+        return synthetic(
+            model.tokenizer,
+            tasks=(task,),
+            examples_per_task=per_task,
+            prompt_tokens=prompt_tokens,
+            seed=seed,
+            split=split,
+        )
+
+    return {task: Domain(make(task, "calibration"), make(task, "heldout")) for task in TASKS}
+
+
+def _show(found: Any, draw: Any, plot: Path | None, as_json: bool) -> None:
+    """Print a result that has `to_dict` and a repr, and draw it if asked to."""
     if plot is not None:
-        found.plot().figure.savefig(plot)  # type: ignore[union-attr]
+        draw().figure.savefig(plot)
         note(f"wrote {plot}")
     if as_json:
         print_json(found.to_dict())

@@ -116,6 +116,13 @@ def integers(text: str, option: str) -> list[int]:
         raise InputError(f"{option} takes integers separated by commas, not {text!r}") from None
 
 
+def floats(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} takes numbers separated by commas, not {text!r}") from None
+
+
 def print_json(value: dict[str, Any]) -> None:
     from swa import jsonio
 
