@@ -197,9 +197,9 @@ static void attend_choices(const layer_back_t *pass, swa_chunk_t chunk, swa_scra
     const swa_mix_t *mix = pass->mix;
     const int64_t d = c->head_dim, width = c->n_heads * d, group = c->n_heads / c->n_kv_heads;
     const int64_t columns = ws->kv.value_columns, end = chunk.row + chunk.m;
-    for (int64_t row = chunk.row, m; row < end && !swa_cancelled(ws->run); row += m) {
+    for (int64_t row = chunk.row, m; row < end; row += m) {
         m = swa_block_rows(mix->masks[0], row, end);
-        for (int64_t head = 0; head < c->n_heads; head++) {
+        for (int64_t head = 0; head < c->n_heads && !swa_cancelled(ws->run); head++) {
             const void *queries = activation_row(model, ws->queries, width, row, head * d);
             bool computed_all = false; /* scratch->output is that of full attention on this block */
             for (int64_t choice = 0; choice < mix->n; choice++) {
@@ -360,9 +360,9 @@ static void queries_back(const layer_back_t *pass, swa_chunk_t chunk, swa_back_s
     const swa_model_t *model = back->ws->model;
     const swa_config_t *c = &model->config;
     const int64_t d = c->head_dim, width = c->n_heads * d, end = chunk.row + chunk.m;
-    for (int64_t row = chunk.row, m; row < end && !swa_cancelled(back->ws->run); row += m) {
+    for (int64_t row = chunk.row, m; row < end; row += m) {
         m = swa_block_rows(pass->mix->masks[0], row, end);
-        for (int64_t head = 0; head < c->n_heads; head++) {
+        for (int64_t head = 0; head < c->n_heads && !swa_cancelled(back->ws->run); head++) {
             swa_attention_back_queries(&pass->attention, head, row, m, &t->attention);
             for (int64_t r = 0; r < m; r++) {
                 float *d_query = t->attention.first + r * back->v_k.value_columns;
@@ -380,9 +380,9 @@ static void keys_back(const layer_back_t *pass, swa_chunk_t chunk, swa_back_scra
     const swa_model_t *model = back->ws->model;
     const swa_config_t *c = &model->config;
     const int64_t d = c->head_dim, width = c->n_kv_heads * d, columns = back->v_k.value_columns;
-    for (int64_t row = 0, m; row < chunk.m && !swa_cancelled(back->ws->run); row += m) {
+    for (int64_t row = 0, m; row < chunk.m; row += m) {
         m = swa_min(SWA_QUERY_BLOCK, chunk.m - row);
-        for (int64_t g = 0; g < c->n_kv_heads; g++) {
+        for (int64_t g = 0; g < c->n_kv_heads && !swa_cancelled(back->ws->run); g++) {
             swa_attention_back_keys(&pass->attention, g, chunk.row + row, m, &t->attention);
             for (int64_t r = 0; r < m; r++) {
                 float *d_key = t->attention.first + r * columns;

@@ -26,6 +26,11 @@ static swa_mix_t layer_mix(const gates_t *run, int64_t layer)
         mix.masks[c] = (swa_mask_t){gates->window[at], gates->sinks[layer], gates->full_from[layer]};
         mix.weights[c] = (float)gates->weights[at];
     }
+    for (int64_t c = 0; c < mix.n; c++)
+        if (mix.weights[c] == 1.0f) { /* by rounding, perhaps: nothing is left for the others */
+            memset(mix.weights, 0, sizeof mix.weights);
+            mix.weights[c] = 1.0f;
+        }
     return mix;
 }
 
