@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from reference import Rows, Sweep
+from reference import Choices, Gated, Rows, Sweep
 
 from swa import _core
 from swa.checkpoint import open_checkpoint
@@ -46,3 +46,15 @@ def sweep(
 ) -> Sweep:
     flips = np.array(flip_window, np.int64)
     return Sweep(*engine.sweep(np.array(ids, np.int32), prompt_len, *rows.arrays, flips))
+
+
+def gates(
+    engine: _core.Engine,
+    ids: Sequence[int],
+    prompt_len: int,
+    choices: Choices,
+    weights: np.ndarray,
+    reference: np.ndarray | None = None,
+) -> Gated:
+    ids = np.array(ids, np.int32)
+    return Gated(*engine.gates(ids, prompt_len, *choices.arrays, weights, reference=reference))

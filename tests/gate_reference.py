@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from checkpoint_files import read_tensors
 from oracle import inverse_frequencies
-from reference import Choices, visible
+from reference import Choices, Gated, visible
 
 
-class Gated(NamedTuple):
-    """As the engine's gates: float64 [A], bool [A], float64 [L, C, G]."""
-
-    nll: np.ndarray
-    greedy: np.ndarray
-    gradient: np.ndarray
-
-    @property
-    def loss(self) -> float:
-        return float(self.nll.mean())
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Of torch: with products as small as these, several wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class GatedDecoder:
@@ -40,6 +40,7 @@ class GatedDecoder:
         self.wide = torch.promote_types(dtype, torch.float32)
         self.tensors = {n: torch.tensor(x).to(dtype) for n, x in read_tensors(folder).items()}
 
+    @one_thread()
     def gates(
         self,
         ids: Sequence[int],

@@ -100,6 +100,18 @@ class Sweep(NamedTuple):
     run_greedy: np.ndarray
 
 
+class Gated(NamedTuple):
+    """As the engine's gates: float64 [A], bool [A], float64 [L, C, G]."""
+
+    nll: np.ndarray
+    greedy: np.ndarray
+    gradient: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        return float(self.nll.mean())
+
+
 class Reference(ABC):
     """A decoder whose logits are known for any attention of its layers."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from engines import TIERS, nll, open_engine, sweep
 from processes import run_python
-from reference import Rows
+from reference import Choices, Rows
 
 from swa import _core
 from swa.checkpoint import open_checkpoint
@@ -48,9 +48,11 @@ def engine(folder: Path) -> _core.Engine:
 def long_run(engine: _core.Engine) -> Callable[..., Any]:
     """A call of many seconds, on every kind of whole-sequence work."""
     ids, policy = tokens(40_000), rows(40_000, window=0, sinks=0).arrays
+    choices = Choices.of(rows(40_000), (0,) * L).arrays
     calls = {
         "nll": lambda **how: engine.nll(ids, 39_000, *policy, **how),
         "sweep": lambda **how: engine.sweep(ids, 39_000, *policy, np.full(L, 9), **how),
+        "gates": lambda **how: engine.gates(ids, 39_000, *choices, np.full((L, 2), 0.5), **how),
         "logits": lambda **how: engine.logits(ids, *policy, first_row=39_999, **how),
         "start": lambda **how: engine.start(ids, *policy, policy[0], policy[1], 40_001, **how),
     }
@@ -72,7 +74,7 @@ class TestMemory:
         """
         assert 1 << 20 < int(run_python(code)) < 64 << 20
 
-    @pytest.mark.parametrize("kind", ["nll", "sweep", "logits", "decode"])
+    @pytest.mark.parametrize("kind", ["nll", "sweep", "gates", "logits", "decode"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_workspace_is_told_truthfully(self, folder: Path, kind: str, dtype: str) -> None:
         """The peak of a call's memory is what workspace_bytes says, and O(T)."""
@@ -82,17 +84,22 @@ class TestMemory:
             from pathlib import Path
             from engines import open_engine
             from processes import peak_bytes
-            from reference import Rows
-            kind, n = sys.argv[2], 100_000
+            from reference import Choices, Rows
+            kind = sys.argv[2]
+            n = 40_000 if kind == "gates" else 100_000
             engine = open_engine(Path(sys.argv[1]), dtype=sys.argv[3], num_threads=2)
             ids = np.random.default_rng(0).integers(0, 258, n).astype(np.int32)
             def run(n):
-                policy = Rows.of(4, [], n, n, window=100, sinks=28).arrays
+                rows = Rows.of(4, [], n, n, window=100, sinks=28)
+                policy = rows.arrays
                 if kind == "nll":
                     return engine.nll(ids[:n], n - 9, *policy)
                 if kind == "sweep":
                     flips = np.array([90, 90, 90, -1])
                     return engine.sweep(ids[:n], n - 9, *policy, flips)
+                if kind == "gates":
+                    choices = Choices.of(rows, (60,) * 4)
+                    return engine.gates(ids[:n], n - 9, *choices.arrays, np.full((4, 2), 0.5))
                 if kind == "logits":
                     return engine.logits(ids[:n], *policy, first_row=n - 1)
                 return engine.start(ids[:n], *policy, *np.zeros((2, 4), np.int64), n)
@@ -100,7 +107,11 @@ class TestMemory:
             before = peak_bytes()
             kept = run(n)
             peak = peak_bytes() - before
-            print(peak, engine.workspace_bytes(kind, n, 118 if kind == "sweep" else 0))
+            told = {
+                "sweep": lambda: engine.workspace_bytes(kind, n, 118),
+                "gates": lambda: engine.gates_bytes(n, 2),
+            }.get(kind, lambda: engine.workspace_bytes(kind, n))()
+            print(peak, told)
         """
         peak, told = map(int, run_python(code, folder, kind, dtype).split())
         assert peak <= told + (8 << 20)
@@ -122,9 +133,11 @@ class TestMemory:
             size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (size + (256 << 20),) * 2)
             n = len(many)
+            choices = policy(n)[0][:, None], *policy(n)[1:]
             calls = [
                 lambda: engine.nll(many, n - 9, *policy(n)),
                 lambda: engine.sweep(many, n - 9, *policy(n), np.zeros(4, np.int64)),
+                lambda: engine.gates(many, n - 9, *choices, np.ones((4, 1))),
                 lambda: engine.logits(many, *policy(n), first_row=n - 1),
                 lambda: engine.start(many, *policy(n), *np.zeros((2, 4), np.int64), n),
             ]
@@ -135,10 +148,12 @@ class TestMemory:
                     print("MemoryError")
             assert (engine.nll(few, 40, *policy(50))[0] == expected).all()
         """
-        assert run_python(code, folder).split() == ["MemoryError"] * 4
+        assert run_python(code, folder).split() == ["MemoryError"] * 5
 
     @pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD")
-    @pytest.mark.parametrize("kind", ["load", "nll", "sweep", "logits", "start", "attention"])
+    @pytest.mark.parametrize(
+        "kind", ["load", "nll", "sweep", "gates", "logits", "start", "attention"]
+    )
     def test_every_failing_allocation(self, folder: Path, tmp_path: Path, kind: str) -> None:
         """The k-th allocation of a call fails, for every k: MemoryError, and no harm done."""
         source, library = tmp_path / "failing.c", tmp_path / "failing.so"
@@ -164,17 +179,19 @@ class TestMemory:
             from pathlib import Path
             import numpy as np
             from engines import nll, open_engine
-            from reference import Rows
+            from reference import Choices, Rows
             from swa import _core
             left = ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[2]), "allocations_left")
             folder, kind = Path(sys.argv[1]), sys.argv[3]
             engine, ids = open_engine(folder, num_threads=2), np.arange(200, dtype=np.int32)
             rows = Rows.of(4, [], 190, 200, window=8)
             zeros, x = np.zeros((2, 4), np.int64), np.ones((100, 2, 16), np.float32)
+            choices, half = Choices.of(rows, (0,) * 4).arrays, np.full((4, 2), 0.5)
             call = {
                 "load": lambda: open_engine(folder),
                 "nll": lambda: engine.nll(ids, 190, *rows.arrays),
                 "sweep": lambda: engine.sweep(ids, 190, *rows.arrays, zeros[0]),
+                "gates": lambda: engine.gates(ids, 190, *choices, half),
                 "logits": lambda: engine.logits(ids, *rows.arrays),
                 "start": lambda: engine.start(ids, *rows.arrays, *zeros, 300),
                 "attention": lambda: _core.attention(x, x, x, 9, 1, 100),
@@ -197,7 +214,8 @@ class TestMemory:
 
     def test_calls_leave_nothing_behind(self, engine: _core.Engine) -> None:
         ids, policy = tokens(2000), rows(2000).arrays
-        arrays = [ids, *policy]
+        choices, half = Choices.of(rows(200), (0,) * L).arrays, np.full((L, 2), 0.5)
+        arrays = [ids, *policy, *choices, half]
         counts = [sys.getrefcount(x) for x in arrays]
 
         def resident() -> int:
@@ -207,6 +225,7 @@ class TestMemory:
         def call() -> None:
             engine.nll(ids, 1990, *policy)
             engine.sweep(ids[:200], 190, *rows(200).arrays, np.zeros(L, np.int64))
+            engine.gates(ids[:100], 90, *choices, half)
             engine.start(ids[:300], *policy, *policy[:2], 400).step(3)
             with pytest.raises(ValueError):
                 engine.nll(ids, 0, *policy)
@@ -221,7 +240,7 @@ class TestMemory:
 
 
 class TestInterrupts:
-    @pytest.mark.parametrize("kind", ["nll", "sweep", "logits", "start"])
+    @pytest.mark.parametrize("kind", ["nll", "sweep", "gates", "logits", "start"])
     def test_ctrl_c(self, engine: _core.Engine, long_run: Callable[..., Any], kind: str) -> None:
         """Answered within 200 ms; the next call is right."""
         ids, policy = tokens(60), rows(60).arrays
@@ -241,7 +260,7 @@ class TestInterrupts:
         assert answered < 0.2
         assert np.array_equal(engine.nll(ids, 50, *policy)[0], expected)
 
-    @pytest.mark.parametrize("kind", ["nll", "sweep", "logits", "start"])
+    @pytest.mark.parametrize("kind", ["nll", "sweep", "gates", "logits", "start"])
     def test_an_exception_in_progress_cancels(
         self, long_run: Callable[..., Any], kind: str
     ) -> None:
@@ -257,16 +276,20 @@ class TestInterrupts:
             long_run(kind, progress=progress)
         assert len(calls) == 3 and time.perf_counter() - calls[-1] < 0.2
 
-    def test_progress_rises_to_the_total(self, engine: _core.Engine) -> None:
+    @pytest.mark.parametrize("kind", ["sweep", "gates"])
+    def test_progress_rises_to_the_total(self, engine: _core.Engine, kind: str) -> None:
         for n in (4000, 16_000, 64_000, 256_000):  # until the machine is busy for a while
             seen: list[tuple[float, float]] = []
-            engine.sweep(
-                tokens(n),
-                n - 100,
-                *rows(n).arrays,
-                np.zeros(L, np.int64),
-                progress=lambda done, total, seen=seen: seen.append((done, total)),
-            )
+
+            def progress(done: float, total: float, seen: list[Any] = seen) -> None:
+                seen.append((done, total))
+
+            if kind == "sweep":
+                flips = np.zeros(L, np.int64)
+                engine.sweep(tokens(n), n - 100, *rows(n).arrays, flips, progress=progress)
+            else:
+                choices, half = Choices.of(rows(n), (40,) * L).arrays, np.full((L, 2), 0.5)
+                engine.gates(tokens(n), n - 100, *choices, half, progress=progress)
             if len(seen) > 3:
                 break
         assert len(seen) > 3
