@@ -85,3 +85,12 @@ PyArrayObject *swa_array_new(int typenum, int n_dimensions, const int64_t *shape
     }
     return (PyArrayObject *)PyArray_SimpleNew(n_dimensions, dimensions, typenum);
 }
+
+bool swa_check_range(const char *name, long long value, int64_t least, int64_t most)
+{
+    if (value >= least && value <= most)
+        return true;
+    PyErr_Format(PyExc_ValueError, "%s is %lld; it must be at least %lld and at most %lld", name, value,
+                 (long long)least, (long long)most);
+    return false;
+}

@@ -4,6 +4,7 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdbool.h>
 
 #define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
 #define PY_ARRAY_UNIQUE_SYMBOL swa_numpy_api
@@ -23,6 +24,9 @@ PyArrayObject *swa_int64_copy(PyObject *object, const char *name, int64_t length
 
 /* Checks that every token id (int32) is in [0, vocab_size): ValueError naming the first that is not. */
 int swa_check_ids(PyArrayObject *ids, int64_t vocab_size);
+
+/* Whether least <= value <= most; else ValueError naming the argument. */
+bool swa_check_range(const char *name, long long value, int64_t least, int64_t most);
 
 /* A new array with undefined contents; MemoryError also where its size overflows. */
 PyArrayObject *swa_array_new(int typenum, int n_dimensions, const int64_t *shape);

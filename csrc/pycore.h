@@ -10,8 +10,9 @@ typedef struct {
     PyObject *engine_type, *session_type;
 } swa_state_t;
 
-extern PyType_Spec swa_engine_spec, swa_session_spec; /* pyengine.c */
-extern PyMethodDef swa_hook_methods[];                /* pyhooks.c */
+extern PyType_Spec swa_engine_spec;    /* pyengine.c */
+extern PyType_Spec swa_session_spec;   /* pysession.c */
+extern PyMethodDef swa_hook_methods[]; /* pyhooks.c */
 
 /* The tier of this name; NULL: the one that the environment variable SWA_TIER names, else the best that this machine
  * supports. NULL with ValueError listing the supported tiers. */

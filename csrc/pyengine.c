@@ -1,24 +1,7 @@
-/* swa._core.Engine: a model's weights and the calls on them. swa._core.Session: a sequence being generated. */
-#include "pycore.h"
+/* swa._core.Engine: a model's weights and the calls on them. */
+#include "pyengine.h"
 
 #include <math.h>
-
-typedef struct {
-    PyObject_HEAD
-    swa_model_t *model;
-    const char *dtype, *tier;
-    int n_threads;
-    atomic_bool finished; /* written by the worker */
-} engine_t;
-
-typedef struct {
-    PyObject_HEAD
-    engine_t *engine;
-    swa_session_t *session;
-    atomic_llong n_tokens; /* written by the worker */
-} session_t;
-
-static PyObject *wrap_session(engine_t *engine, swa_session_t **session);
 
 /* ---- construction ------------------------------------------------------------------------------------------- */
 
@@ -234,6 +217,7 @@ enum {
     CHOICE_WEIGHTS,
     REFERENCE,
     GRADIENT,
+    MASS,
     N_ARRAYS
 };
 
@@ -250,6 +234,8 @@ typedef struct {
     swa_gates_t gates;
     const float *reference;
     double *gradient;
+    int64_t near_window, near_sinks, n_last;
+    double *mass;
     swa_session_t *session;
     PyArrayObject *arrays[N_ARRAYS]; /* own what the pointers above point to */
 } sequence_call_t;
@@ -272,6 +258,13 @@ static swa_status_t compute_gates(swa_call_t *base)
     sequence_call_t *c = (sequence_call_t *)base;
     return swa_gates(c->engine->model, &base->run, c->ids, c->n_tokens, c->prompt_len, &c->gates, c->reference, c->nll,
                      c->greedy, c->gradient);
+}
+
+static swa_status_t compute_mass(swa_call_t *base)
+{
+    sequence_call_t *c = (sequence_call_t *)base;
+    return swa_attention_mass(c->engine->model, &base->run, c->ids, c->n_tokens, c->policy.window, c->near_window,
+                              c->near_sinks, c->n_last, c->mass);
 }
 
 static swa_status_t compute_logits(swa_call_t *base)
@@ -344,15 +337,6 @@ static sequence_call_t *begin_sequence_call(engine_t *self, swa_status_t (*compu
     return NULL;
 }
 
-static bool check_range(const char *name, long long value, int64_t least, int64_t most)
-{
-    if (value >= least && value <= most)
-        return true;
-    PyErr_Format(PyExc_ValueError, "%s is %lld; it must be at least %lld and at most %lld", name, value,
-                 (long long)least, (long long)most);
-    return false;
-}
-
 /* Checks the prompt's length, and makes the outputs of the base run. */
 static bool keep_answer(sequence_call_t *call, long long prompt_len)
 {
@@ -360,7 +344,7 @@ static bool keep_answer(sequence_call_t *call, long long prompt_len)
         PyErr_SetString(PyExc_ValueError, "ids has 1 token; a prompt and an answer need at least 2");
         return false;
     }
-    if (!check_range("prompt_len", prompt_len, 1, call->n_tokens - 1))
+    if (!swa_check_range("prompt_len", prompt_len, 1, call->n_tokens - 1))
         return false;
     call->prompt_len = prompt_len;
     int64_t n_answer = call->n_tokens - prompt_len;
@@ -478,6 +462,35 @@ static PyObject *engine_gates(engine_t *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
+static PyObject *engine_attention_mass(engine_t *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ids", "window", "near_window", "near_sinks", "n_last", "progress", NULL};
+    PyObject *ids, *window, *progress = NULL, *result = NULL;
+    long long near_window, near_sinks, n_last;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOLLL|$O:attention_mass", names, &ids, &window, &near_window,
+                                     &near_sinks, &n_last, &progress))
+        return NULL;
+    sequence_call_t *call = swa_call_new(sizeof *call, self->n_threads, compute_mass);
+    if (!call)
+        return NULL;
+    call->engine = self;
+    const swa_config_t *c = swa_model_config(self->model);
+    const int64_t shape[2] = {c->n_layers, c->n_heads};
+    if (keep_ids(call, ids) && (call->policy.window = keep_layers(call, WINDOW, window, "window", 0)) &&
+        swa_check_range("near_window", near_window, 1, INT32_MAX) &&
+        swa_check_range("near_sinks", near_sinks, 0, INT32_MAX) &&
+        swa_check_range("n_last", n_last, 1, call->n_tokens) &&
+        (call->mass = keep(call, MASS, swa_array_new(NPY_FLOAT64, 2, shape)))) {
+        call->near_window = near_window;
+        call->near_sinks = near_sinks;
+        call->n_last = n_last;
+        if (swa_call_run(&call->base, self, progress) == 0)
+            result = Py_NewRef(call->arrays[MASS]);
+    }
+    end_sequence_call(call);
+    return result;
+}
+
 static PyObject *engine_logits(engine_t *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"ids", "window", "sinks", "full_from", "first_row", "progress", NULL};
@@ -487,7 +500,7 @@ static PyObject *engine_logits(engine_t *self, PyObject *args, PyObject *kwargs)
                                      &first_row, &progress))
         return NULL;
     sequence_call_t *call = begin_sequence_call(self, compute_logits, ids, window, sinks, full_from);
-    if (call && check_range("first_row", first_row, 0, call->n_tokens - 1)) {
+    if (call && swa_check_range("first_row", first_row, 0, call->n_tokens - 1)) {
         const int64_t shape[2] = {call->n_tokens - first_row, swa_model_config(self->model)->vocab_size};
         call->first_row = first_row;
         if ((call->logits = keep(call, LOGITS, swa_array_new(NPY_FLOAT32, 2, shape))) &&
@@ -508,12 +521,12 @@ static PyObject *engine_start(engine_t *self, PyObject *args, PyObject *kwargs)
                                      &decode_window, &decode_sinks, &capacity, &progress))
         return NULL;
     sequence_call_t *call = begin_sequence_call(self, compute_start, ids, window, sinks, full_from);
-    if (call && check_range("capacity", capacity, call->n_tokens, INT32_MAX) &&
+    if (call && swa_check_range("capacity", capacity, call->n_tokens, INT32_MAX) &&
         (call->decode_window = keep_layers(call, DECODE_WINDOW, decode_window, "decode_window", 0)) &&
         (call->decode_sinks = keep_layers(call, DECODE_SINKS, decode_sinks, "decode_sinks", 0))) {
         call->capacity = capacity;
         if (swa_call_run(&call->base, self, progress) == 0)
-            result = wrap_session(self, &call->session);
+            result = swa_wrap_session(self, &call->session);
     }
     end_sequence_call(call);
     return result;
@@ -530,7 +543,7 @@ static PyObject *engine_workspace_bytes(engine_t *self, PyObject *args, PyObject
     const char *kind;
     long long n_tokens, n_prefix = 0;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sL|L:workspace_bytes", names, &kind, &n_tokens, &n_prefix) ||
-        !check_range("n_tokens", n_tokens, 1, INT32_MAX) || !check_range("n_prefix", n_prefix, 0, n_tokens))
+        !swa_check_range("n_tokens", n_tokens, 1, INT32_MAX) || !swa_check_range("n_prefix", n_prefix, 0, n_tokens))
         return NULL;
     for (size_t i = 0; i < Py_ARRAY_LENGTH(kinds); i++)
         if (!strcmp(kinds[i].name, kind))
@@ -543,7 +556,8 @@ static PyObject *engine_gates_bytes(engine_t *self, PyObject *args)
 {
     long long n_tokens, n_choices;
     if (!PyArg_ParseTuple(args, "LL:gates_bytes", &n_tokens, &n_choices) ||
-        !check_range("n_tokens", n_tokens, 1, INT32_MAX) || !check_range("n_choices", n_choices, 1, SWA_MAX_CHOICES))
+        !swa_check_range("n_tokens", n_tokens, 1, INT32_MAX) ||
+        !swa_check_range("n_choices", n_choices, 1, SWA_MAX_CHOICES))
         return NULL;
     return PyLong_FromSize_t(swa_gates_bytes(self->model, n_tokens, n_choices, self->n_threads));
 }
@@ -607,6 +621,8 @@ static PyMethodDef engine_methods[] = {
      "nll of the base policy, and of every policy that changes one layer's window."},
     {"gates", (PyCFunction)(void (*)(void))engine_gates, METH_VARARGS | METH_KEYWORDS,
      "Loss of every answer token with weighted attention windows, and the gradient of its mean."},
+    {"attention_mass", (PyCFunction)(void (*)(void))engine_attention_mass, METH_VARARGS | METH_KEYWORDS,
+     "Share of the last rows' attention that stays near, by layer and head."},
     {"gates_bytes", (PyCFunction)engine_gates_bytes, METH_VARARGS, "Bytes that gates() allocates."},
     {"logits", (PyCFunction)(void (*)(void))engine_logits, METH_VARARGS | METH_KEYWORDS,
      "Logits of the rows from first_row on."},
@@ -642,127 +658,4 @@ PyType_Spec swa_engine_spec = {
     .basicsize = sizeof(engine_t),
     .flags = Py_TPFLAGS_DEFAULT,
     .slots = engine_slots,
-};
-
-/* ---- Session ------------------------------------------------------------------------------------------------ */
-
-typedef struct {
-    swa_call_t base;
-    session_t *owner;
-    int32_t token;
-    float *logits; /* [vocab_size], out */
-} step_call_t;
-
-/* The Session takes the engine's session over. */
-static PyObject *wrap_session(engine_t *engine, swa_session_t **session)
-{
-    swa_state_t *state = PyType_GetModuleState(Py_TYPE(engine));
-    PyTypeObject *type = (PyTypeObject *)state->session_type;
-    session_t *self = (session_t *)type->tp_alloc(type, 0);
-    if (!self)
-        return NULL;
-    self->engine = (engine_t *)Py_NewRef(engine);
-    self->session = *session;
-    atomic_init(&self->n_tokens, swa_session_tokens(*session));
-    *session = NULL;
-    return (PyObject *)self;
-}
-
-static void session_dealloc(session_t *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    swa_session_free(self->session);
-    Py_XDECREF(self->engine);
-    type->tp_free(self);
-    Py_DECREF(type);
-}
-
-static swa_status_t compute_read(swa_call_t *base)
-{
-    const step_call_t *call = (const step_call_t *)base;
-    const int64_t vocab_size = swa_model_config(call->owner->engine->model)->vocab_size;
-    memcpy(call->logits, swa_session_logits(call->owner->session), (size_t)vocab_size * sizeof(float));
-    return SWA_OK;
-}
-
-static swa_status_t compute_step(swa_call_t *base)
-{
-    const step_call_t *call = (const step_call_t *)base;
-    swa_session_t *session = call->owner->session;
-    if (swa_session_tokens(session) >= swa_session_capacity(session)) {
-        PyOS_snprintf(base->message, sizeof base->message, "the session is full: its capacity is %lld tokens",
-                      (long long)swa_session_capacity(session));
-        return SWA_ERROR_VALUE;
-    }
-    swa_status_t status = swa_session_step(session, &base->run, call->token);
-    atomic_store(&call->owner->n_tokens, swa_session_tokens(session));
-    return status == SWA_OK ? compute_read(base) : status;
-}
-
-/* Runs a step, or only reads, and returns the logits. */
-static PyObject *session_call(session_t *self, swa_status_t (*compute)(swa_call_t *), int32_t token)
-{
-    const int64_t vocab_size = swa_model_config(self->engine->model)->vocab_size;
-    step_call_t *call = swa_call_new(sizeof *call, self->engine->n_threads, compute);
-    PyArrayObject *logits = call ? swa_array_new(NPY_FLOAT32, 1, &vocab_size) : NULL;
-    if (logits) {
-        call->owner = self;
-        call->token = token;
-        call->logits = PyArray_DATA(logits);
-        if (swa_call_run(&call->base, self->engine, NULL))
-            Py_CLEAR(logits);
-    }
-    PyMem_RawFree(call);
-    return (PyObject *)logits;
-}
-
-static PyObject *session_logits(session_t *self, PyObject *Py_UNUSED(unused))
-{
-    return session_call(self, compute_read, 0);
-}
-
-static PyObject *session_step(session_t *self, PyObject *argument)
-{
-    const int64_t vocab_size = swa_model_config(self->engine->model)->vocab_size;
-    long long token = PyLong_AsLongLong(argument);
-    if ((token == -1 && PyErr_Occurred()) || !check_range("token", token, 0, vocab_size - 1))
-        return NULL;
-    return session_call(self, compute_step, (int32_t)token);
-}
-
-static PyMethodDef session_methods[] = {
-    {"logits", (PyCFunction)session_logits, METH_NOARGS, "Logits after the last token."},
-    {"step", (PyCFunction)session_step, METH_O, "Feed a token and return the logits after it."},
-    {0},
-};
-
-static PyObject *session_n_tokens(session_t *self, void *Py_UNUSED(closure))
-{
-    return PyLong_FromLongLong(atomic_load(&self->n_tokens));
-}
-
-static PyObject *session_kv_bytes(session_t *self, void *Py_UNUSED(closure))
-{
-    return PyLong_FromSize_t(swa_session_kv_bytes(self->session));
-}
-
-static PyGetSetDef session_attributes[] = {
-    {"n_tokens", (getter)session_n_tokens, NULL, "Tokens fed so far.", NULL},
-    {"kv_bytes", (getter)session_kv_bytes, NULL, "Bytes of the KV cache.", NULL},
-    {0},
-};
-
-static PyType_Slot session_slots[] = {
-    {Py_tp_doc, "A KV cache and the tokens in it; Engine.start makes one."},
-    {Py_tp_dealloc, session_dealloc},
-    {Py_tp_methods, session_methods},
-    {Py_tp_getset, session_attributes},
-    {0, NULL},
-};
-
-PyType_Spec swa_session_spec = {
-    .name = "swa._core.Session",
-    .basicsize = sizeof(session_t),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-    .slots = session_slots,
 };

@@ -94,6 +94,12 @@ swa_status_t swa_gates(const swa_model_t *model, swa_run_t *run, const int32_t *
                        uint8_t *greedy, double *gradient);
 size_t swa_gates_bytes(const swa_model_t *model, int64_t n_tokens, int64_t n_choices, int n_threads);
 
+/* mass.c: mass [n_layers][n_heads], the share of attention that the last n_last rows, on average, give to the last
+ * near_window keys (their own included) and the first near_sinks; window [n_layers] as the layers attend, 0: full. */
+swa_status_t swa_attention_mass(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
+                                const int64_t *window, int64_t near_window, int64_t near_sinks, int64_t n_last,
+                                double *mass);
+
 /* decode.c: prefill of all ids, then one token a step. decode_window[l] 0: that layer keeps every key. */
 swa_status_t swa_session_start(const swa_model_t *model, swa_run_t *run, const int32_t *ids, int64_t n_tokens,
                                const swa_policy_t *policy, const int64_t *decode_window, const int64_t *decode_sinks,

@@ -155,6 +155,22 @@ class Engine:
         Rows that see the same under every choice contribute nothing.
         """
 
+    def attention_mass(
+        self,
+        ids: _I32,
+        window: _I64,
+        near_window: int,
+        near_sinks: int,
+        n_last: int,
+        *,
+        progress: _Progress = None,
+    ) -> _F64:
+        """Share of attention [L, H] that stays near, a mean over the last n_last rows.
+
+        Near are the last near_window keys of a row, its own included, and the first near_sinks; in
+        a layer whose `window` (0: full) is not 0, only what it sees counts, and it has no sinks.
+        """
+
     def gates_bytes(self, n_tokens: int, n_choices: int, /) -> int:
         """Bytes that `gates` allocates beside the weights and its outputs."""
 

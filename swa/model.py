@@ -206,6 +206,23 @@ class Model:
         _require_memory(f"logits over {len(ids)} tokens", need, "shorten the input")
         return self.engine.logits(checked, *rows, first_row=first_row)
 
+    def attention_mass(
+        self, ids: Sequence[int], *, near_window: int, near_sinks: int = 0, num_last_tokens: int = 1
+    ) -> npt.NDArray[np.float64]:
+        """float64 [L, H]: the share of attention that the last tokens give to keys near them.
+
+        Near are the last `near_window` keys, the query's own included, and the first `near_sinks`;
+        the model attends fully (a patched model's own policy is left aside). A mean over the last
+        `num_last_tokens` tokens; 1 where there is nothing else to attend to. With a mean over heads
+        this is the lazy ratio of LightTransfer (arXiv 2410.13846), its numerator causal.
+
+        Raises as `nll`; ValueError: a number out of range.
+        """
+        checked = self._checked(tuple(ids), "input")
+        window = AttentionPolicy(1).rows(self.config, self.selectable_layers, 1, len(ids)).window
+        self._require_memory("nll", len(ids))
+        return self.engine.attention_mass(checked, window, near_window, near_sinks, num_last_tokens)
+
     def sweep_example(
         self,
         example: Example,
