@@ -3,84 +3,111 @@
 from __future__ import annotations
 
 import argparse
-import json
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from benchmarks import kernel_cases, machine, model_cases, render
-from benchmarks.harness import Case, Disagreement, Row, SideError, Workers, measure
+from benchmarks import machine, plots, render
+from benchmarks import results as files
+from benchmarks.results import Results, ResultsError, Run
+from benchmarks.run import SUBSETS, Failed, Limits, run
 from benchmarks.setting import Setting
 
-README = Path(__file__).resolve().parent / "README.md"
-SUBSETS: dict[str, Callable[[Setting], Iterator[Case]]] = {
-    "peaks": kernel_cases.peaks,
-    "gemm": kernel_cases.gemm,
-    "attention": kernel_cases.attention,
-    "prefill": model_cases.prefill,
-    "sweep": model_cases.sweep,
-    "decode": model_cases.decode,
-    "load": model_cases.load,
-    "threads": model_cases.threads,
-}
-WITHOUT_PEERS = {"peaks", "load", "threads"}
+HERE = Path(__file__).resolve().parent
+README, JSON = HERE / "README.md", HERE / "results.json"
 
 
 def main() -> None:
     options = _options()
-    subsets = options.subsets or list(SUBSETS)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    if not set(subsets) <= WITHOUT_PEERS and not machine.installed("torch", "transformers"):
-        sys.exit("the peers are torch and transformers, which are missing: pip install '.[test]'")
-    if not machine.installed("llama_cpp"):
-        console.print("llama.cpp is left out: there is no llama_cpp to import")
+    try:
+        results = files.merge(options.merge) if options.merge else _measured(options)
+    except (ResultsError, Failed) as error:
+        sys.exit(str(error))
+    _show(results, console)
+    if options.merge and options.json:
+        results.save(options.json)
+    if options.readme:
+        _write(results, options.readme, console)
 
+
+def _measured(options: Any) -> Results:
+    """What was measured by now, whatever ended the run."""
+    subsets = options.subsets or list(SUBSETS)
+    if any(SUBSETS[name].needs_peers for name in subsets):
+        _require_peers()
     described = machine.describe(options.threads)
-    setting = Setting(described["tier"], tuple(described["tiers"]), options.threads, options.quick)
-    rows: list[Row] = []
-    begun, others = time.monotonic(), machine.Others()
-    for subset in subsets:
+    results = Results(described)
+    if options.resume and options.json.exists():
+        results = files.load(options.json)
+        if difference := files.different(results.machine, described):
+            raise ResultsError(f"{options.json} is not of this machine: {difference}")
+
+    begun, others, before = time.monotonic(), machine.Others(), list(results.runs)
+    shown = f"--repeats {options.repeats} --minutes {options.minutes:g}"
+
+    def keep(results: Results) -> None:
+        minutes = (time.monotonic() - begun) / 60
+        results.runs = [*before, Run(shown, minutes, others.share(), options.quick)]
+        if options.json:
+            results.save(options.json)
+
+    with tempfile.TemporaryDirectory(prefix="swa-benchmarks-") as scratch:
+        setting = Setting(
+            described["tier"],
+            tuple(described["tiers"]),
+            options.threads,
+            options.quick,
+            Path(scratch),
+        )
+        limits = Limits(options.repeats, 60 * options.minutes)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit: as Ctrl-C
         try:
-            with Workers(options.threads) as workers:  # anew: models of other subsets are freed
-                measured = _measure(SUBSETS[subset](setting), workers, options)
-        except (Disagreement, SideError) as error:
-            sys.exit(f"{subset}: {error}")
-        rows += (replace(row, subset=subset) for row in measured)
-        console.print(render.terminal(subset, measured))
-        disturbed = others.share()
-        if options.json:  # after each subset: what is measured is not lost with what follows
-            document = {"machine": described, "others": disturbed}
-            document |= {"rows": [asdict(row) for row in rows]}
-            options.json.write_text(json.dumps(document, indent=2) + "\n")
-    minutes = (time.monotonic() - begun) / 60
-    repeats = f"{min(row.repeats for row in rows)} to {max(row.repeats for row in rows)}"
-    quick = " (`--quick`: small sizes)" if options.quick else ""
-    run = f"Medians of {repeats} rounds, taken in turns, in {minutes:.0f} minutes{quick}."
-    if disturbed is not None:
-        run += f" Other processes took {disturbed:.0%} of the CPUs meanwhile."
-    console.print(run)
-    if options.readme or (not options.subsets and not options.quick):
-        render.insert(options.readme or README, render.markdown(described, rows, run))
+            run(setting, subsets, limits, results, keep=keep, say=_say)
+        except KeyboardInterrupt:
+            print("ended early: what follows is what was measured by then", file=sys.stderr)
+            options.readme = None
+    return results
 
 
-def _measure(cases: Iterator[Case], workers: Workers, options: argparse.Namespace) -> list[Row]:
-    rows: list[Row] = []
-    for case in cases:
-        print(f"{case.name} ...", file=sys.stderr, flush=True)
-        rows += measure(case, workers, options.repeats, options.seconds)
-    return rows
+def _say(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+def _require_peers() -> None:
+    if not machine.installed("torch", "transformers", "gguf"):
+        sys.exit("torch, transformers or gguf is missing: pip install '.[test]'")
+
+
+def _show(results: Results, console: Console) -> None:
+    for subset in results.subsets(list(SUBSETS)):
+        console.print(render.terminal(subset, results.rows(subset)))
+    for note in render.notes(results):
+        console.print(note)
+
+
+def _write(results: Results, readme: Path, console: Console) -> None:
+    """The tables and, where matplotlib is installed, the plots beside them."""
+    pictures: list[str] = []
+    if machine.installed("matplotlib"):
+        drawn = plots.draw(results, readme.parent / "plots")
+        pictures = [f"plots/{path.name}" for path in drawn]
+    else:
+        console.print("no plots: matplotlib is not installed (pip install '.[plot]')")
+    render.insert(readme, render.markdown(results, list(SUBSETS), pictures))
 
 
 def _options() -> Any:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measures swa and its peers in turns, each in a process of its own. All subsets"
-        " at full size write their table to benchmarks/README.md.",
+        " at full size write benchmarks/results.json, the tables of benchmarks/README.md and the"
+        " plots beside them.",
     )
     parser.add_argument(
         "subsets",
@@ -88,26 +115,36 @@ def _options() -> Any:
         metavar="SUBSET",
         help=f"of {', '.join(SUBSETS)}; default: all",
     )
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds of a case")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="a case begins no other round after this time",
-    )
-    parser.add_argument("--threads", type=int, default=machine.num_cpus(), metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write machine and rows")
-    parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="write the table between FILE's markers"
-    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, metavar="M", help="of the whole run; default: 20"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="rounds of a case")
+    parser.add_argument("--threads", type=int, default=machine.num_cpus(), metavar="N")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="keep results here, after every case"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="measure only the cases that --json lacks"
+    )
+    parser.add_argument(
+        "--merge", type=Path, nargs="+", metavar="FILE", help="measure nothing: show these results"
+    )
+    parser.add_argument(
+        "--readme", type=Path, metavar="FILE", help="write tables between FILE's markers, and plots"
+    )
     options = parser.parse_args()
     unknown = set(options.subsets) - set(SUBSETS)
     if unknown:
         parser.error(f"no subset {', '.join(sorted(unknown))}: there are {', '.join(SUBSETS)}")
-    if options.repeats < 1 or options.threads < 1:
-        parser.error("--repeats and --threads must be at least 1")
+    if options.repeats < 1 or options.threads < 1 or options.minutes <= 0:
+        parser.error("--repeats, --threads and --minutes must be positive")
+    if options.merge and (options.subsets or options.resume or options.quick):
+        parser.error("--merge measures nothing: it takes --json and --readme alone")
+    if not (options.merge or options.subsets or options.quick):
+        options.json, options.readme = options.json or JSON, options.readme or README
+    if options.resume and not options.json:
+        parser.error("--resume needs --json FILE")
     return options
 
 

@@ -15,10 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
+
+LONG_ROUND = 10.0
+"""Seconds: a first round that takes longer counts, a shorter one only warms up."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class Side:
 
     module: str
     environment: tuple[tuple[str, str], ...] = ()
+    is_optional: bool = False
+    """A peer that does not run everywhere: when it fails, the others are measured without it."""
+    requires: str = ""
+    """The library that an optional side is."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Row:
 
     case: str
     unit: str
-    """"s", "FLOP/s", "B", "B/s", "token/s" or "x"."""
+    """"s", "FLOP/s", "B", "B/s", "token/s", "x" or "%"."""
     ours: float
     peer: str = ""
     theirs: float | None = None
@@ -57,8 +65,15 @@ class Row:
     share: float | None = None
     """Of the peak measured beside it."""
     share_target: float | None = None
-    repeats: int = 0
-    subset: str = ""
+    axis: str = ""
+    """What `at` counts, "T" (tokens) say: rows that differ in it alone make a line of a plot."""
+    at: int | None = None
+    rounds: int = 0
+
+    @property
+    def title(self) -> str:
+        """The case and where it is on its axis."""
+        return self.case if self.at is None else f"{self.case}, {self.axis} {self.at}"
 
 
 @dataclass(frozen=True)
@@ -66,11 +81,24 @@ class Case:
     """What is measured in turns, and the rows that its medians make."""
 
     name: str
+    """Of its own among the cases of a subset."""
     calls: Mapping[str, Call]
-    rows: Callable[[Mapping[str, float]], list[Row]]
+    """Peers go by the names that the table gives them; which of them are absent is not known."""
+    rows: Callable[[Mapping[str, float], Mapping[str, Any]], list[Row]]
+    """Of the medians, and of the results of the first round."""
     agree: Callable[[Mapping[str, Any]], None] | None = None
     """Told the results of the first round; raises Disagreement."""
-    warm_up: bool = True
+    is_timed: bool = True
+    """If not, one round is enough: its results count."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What became of a case."""
+
+    rows: list[Row]
+    absent: dict[str, str]
+    """The calls that could not be made, and why."""
 
 
 class Disagreement(Exception):
@@ -98,6 +126,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).resolve().parent.parent,
+            start_new_session=True,  # Ctrl-C is for us: see `kill`
             env=os.environ
             | {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(num_threads)}
             | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
@@ -124,6 +153,10 @@ class Worker:
         self._process.stdin.close()
         self._process.wait()
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
 
 class Workers:
     """One process for each side, started when first asked for."""
@@ -139,6 +172,10 @@ class Workers:
         worker: Process = self._running[side]
         return worker
 
+    def drop(self, side: Side) -> None:
+        """After a failure: the next call starts anew."""
+        self._running.pop(side).kill()
+
     def __enter__(self) -> Workers:
         return self
 
@@ -149,41 +186,88 @@ class Workers:
         traceback: TracebackType | None,
     ) -> None:
         for worker in self._running.values():
-            worker.close()
+            if kind is None:
+                worker.close()
+            else:  # it may be in the middle of something long
+                worker.kill()
 
 
-def measure(case: Case, workers: Workers, repeats: int, seconds: float) -> list[Row]:
-    """Measure a case in turns and return its rows.
+def measure(case: Case, workers: Workers, repeats: int, seconds: float) -> Measured:
+    """Measure a case in turns and make its rows.
 
-    After `repeats` rounds, or after the round in which `seconds` have passed, it is enough.
+    There is one round at least, and there are `repeats` at most, and none begins that would end
+    later than `seconds` from now, if it took as long as the one before.
 
     Raises:
         Disagreement: the sides computed different things.
-        SideError: a process failed.
+        SideError: a process failed that must not.
     """
-    asked = {name: workers.of(call.side) for name, call in case.calls.items()}
-    try:
-        for name, call in case.calls.items():
-            asked[name].ask(prepare=name, function=call.function, arguments=dict(call.arguments))
-        values: dict[str, list[float]] = {name: [] for name in case.calls}
-        results: dict[str, Any] = {}
-        begun = time.monotonic()
-        for turn in range(-int(case.warm_up), repeats):
-            for name in case.calls:
-                answer = asked[name].ask(measure=name)
-                if turn >= 0:
-                    values[name].append(answer["value"])
-                results.setdefault(name, answer.get("result"))
-            if case.agree is not None and turn == -int(case.warm_up):
+    begun = time.monotonic()
+    turns = _Turns(case, workers)
+    values: dict[str, list[float]] = {name: [] for name in case.calls}
+    results: dict[str, Any] = {}
+    is_warm, n_rounds = not case.is_timed, 0
+    while n_rounds < (repeats if case.is_timed else 1):
+        round_begun = time.monotonic()
+        answers = turns.take()
+        took = time.monotonic() - round_begun
+        if not results:
+            results = {name: answer.get("result") for name, answer in answers.items()}
+            if case.agree is not None:
                 case.agree(results)
-            if turn >= 0 and time.monotonic() - begun > seconds:
-                break
-    finally:
-        for name in case.calls:
-            asked[name].ask(forget=name)
+        if is_warm or took > LONG_ROUND:
+            for name, answer in answers.items():
+                values[name].append(answer["value"])
+            n_rounds += 1
+        is_warm = True
+        if n_rounds and time.monotonic() - begun + took > seconds:
+            break
+    turns.end()
     medians = {
         name: max(taken) if case.calls[name].is_bound else statistics.median(taken)
         for name, taken in values.items()
+        if name not in turns.absent
     }
-    n_repeats = min(map(len, values.values()))
-    return [Row(**(vars(row) | {"repeats": n_repeats})) for row in case.rows(medians)]
+    rows = [replace(row, rounds=n_rounds) for row in case.rows(medians, results)]
+    return Measured(rows, turns.absent)
+
+
+class _Turns:
+    """The sides of a case that are there, each having prepared its calls."""
+
+    def __init__(self, case: Case, workers: Workers) -> None:
+        self.absent: dict[str, str] = {}
+        self._calls, self._workers = dict(case.calls), workers
+        for name, call in case.calls.items():
+            required = call.side.requires
+            if required and find_spec(required) is None:
+                self._lose(call.side, f"{required} is not installed")
+            arguments = dict(call.arguments)
+            self._ask(name, prepare=name, function=call.function, arguments=arguments)
+
+    def take(self) -> dict[str, Any]:
+        """The answers of a round."""
+        answers = {name: self._ask(name, measure=name) for name in tuple(self._calls)}
+        return {name: answer for name, answer in answers.items() if name in self._calls}
+
+    def end(self) -> None:
+        for name in tuple(self._calls):
+            self._ask(name, forget=name)
+
+    def _ask(self, name: str, **request: Any) -> Any:
+        if name not in self._calls:
+            return None
+        side = self._calls[name].side
+        try:
+            return self._workers.of(side).ask(**request)
+        except SideError as error:
+            if not side.is_optional:
+                raise
+            self._lose(side, str(error).strip().splitlines()[-1])
+            self._workers.drop(side)
+            return None
+
+    def _lose(self, side: Side, reason: str) -> None:
+        for name in [name for name, call in self._calls.items() if call.side == side]:
+            del self._calls[name]
+            self.absent[name] = reason

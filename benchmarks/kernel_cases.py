@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks.agreement import same_numbers
 from benchmarks.harness import Call, Case, Row, Side
-from benchmarks.rows import by_flops, by_rate, by_seconds, share_of
-from benchmarks.setting import OURS, TORCH, Setting
+from benchmarks.rows import (
+    Medians,
+    Results,
+    Targets,
+    Title,
+    by_flops,
+    by_rate,
+    by_seconds,
+    share_of,
+)
+from benchmarks.setting import FLEX, OURS, TORCH, Setting
 
 READ_BYTES = 1 << 30  # as large as the weights of a model of 0.5B parameters
 
@@ -41,12 +51,12 @@ def peaks(setting: Setting) -> Iterator[Case]:
     }
     loops["read"] = setting.peak("read", n_bytes=read_bytes)
 
-    def rows(median: dict[str, float]) -> list[Row]:
+    def rows(median: Medians, _: Results) -> list[Row]:
         return [
             row
             for name, rate in median.items()
             if rate  # 0: the tier has no such unit
-            for row in by_rate(name, "B/s" if name == "read" else "FLOP/s", rate, {})
+            for row in by_rate(Title(name), "B/s" if name == "read" else "FLOP/s", rate, {}, {})
         ]
 
     yield Case("peaks", loops, rows)
@@ -72,61 +82,58 @@ def _gemm_bf16(setting: Setting, name: str, m: int, n: int, k: int) -> Case:
     flops = 2.0 * m * n * k
     calls = {
         "ours": Call(OURS, "linear", {**shape, "dtype": "bfloat16"}),
-        "bf16": Call(TORCH, "linear", {**shape, "dtype": "bfloat16"}),
-        "f32": Call(TORCH, "linear", {**shape, "dtype": "float32"}),
+        "torch bf16": Call(TORCH, "linear", {**shape, "dtype": "bfloat16"}),
+        "torch f32": Call(TORCH, "linear", {**shape, "dtype": "float32"}),
         "peak": setting.peak(),
     }
 
-    def rows(median: dict[str, float]) -> list[Row]:
-        targets = (1.4, None, 0.70) if setting.has_amx else (2.0, 1.3, 0.65)
+    def rows(median: Medians, _: Results) -> list[Row]:
+        of_torch, of_f32, of_peak = (1.4, None, 0.70) if setting.has_amx else (2.0, 1.3, 0.65)
         return by_flops(
-            f"bf16, {name}, M {m}",
+            Title(f"bf16, {name}, M {m}"),
             flops,
             median["ours"],
-            {"torch bf16": (median["bf16"], targets[0]), "torch f32": (median["f32"], targets[1])},
-            share_of(flops / median["ours"], median["peak"]),
-            targets[2],
+            median,
+            {"torch bf16": of_torch, "torch f32": of_f32},
+            share_of(flops / median["ours"], median["peak"], of_peak),
         )
 
-    return Case(f"bf16 {name}", calls, rows)
+    return Case(f"bf16 {name}", calls, rows, same_numbers)
 
 
 def _gemm_held(setting: Setting, name: str, m: int, n: int, k: int, tier: str | None) -> Case:
     """Ours in both dtypes on `tier`, against torch float32 held to the same instructions."""
     shape = {"m": m, "n": n, "k": k}
     flops = 2.0 * m * n * k
-    peer = TORCH if tier is None else held_to(tier)
+    peer = "torch f32" if tier is None else f"torch f32 held to {tier}"
+    side = TORCH if tier is None else held_to(tier)
     calls = {
-        "ours bf16": Call(OURS, "linear", {**shape, "dtype": "bfloat16", "tier": tier}),
-        "ours f32": Call(OURS, "linear", {**shape, "dtype": "float32", "tier": tier}),
-        "torch": Call(peer, "linear", {**shape, "dtype": "float32"}),
+        "bf16": Call(OURS, "linear", {**shape, "dtype": "bfloat16", "tier": tier}),
+        "f32": Call(OURS, "linear", {**shape, "dtype": "float32", "tier": tier}),
+        peer: Call(side, "linear", {**shape, "dtype": "float32"}),
         "peak": setting.peak("f32", tier),
     }
     if tier is None:
-        del calls["ours bf16"]  # is among the cases above
+        del calls["bf16"]  # is among the cases above
 
-    def rows(median: dict[str, float]) -> list[Row]:
+    def rows(median: Medians, _: Results) -> list[Row]:
         where = "" if tier is None else f", {tier} tier"
-        peers = {
-            "torch f32" + (f" held to {tier}" if tier else ""): (
-                median["torch"],
-                0.9 if tier else None,
-            )
-        }
+        targets = {peer: 0.9 if tier else None}
         return [
             row
             for dtype in ("bf16", "f32")
-            if (ours := median.get(f"ours {dtype}"))
+            if (ours := median.get(dtype))
             for row in by_flops(
-                f"{dtype}{where}, {name}, M {m}",
+                Title(f"{dtype}{where}, {name}, M {m}"),
                 flops,
                 ours,
-                peers,
+                median,
+                targets,
                 share_of(flops / ours, median["peak"]),
             )
         ]
 
-    return Case(f"held {name} {tier}", calls, rows)
+    return Case(f"held {name} {tier}", calls, rows, same_numbers)
 
 
 def held_to(tier: str) -> Side:
@@ -143,17 +150,20 @@ def held_to(tier: str) -> Side:
 
 def attention(setting: Setting) -> Iterator[Case]:
     """Full against SDPA; windows against SDPA with a mask and by blocks; flatness."""
-    lengths = (2048, 4096) if setting.quick else (2048, 4096, 8192)
-    for heads in (SMALL, LARGE):
-        for n_tokens in lengths:
-            yield _full(setting, heads, n_tokens)
-        if not setting.quick:
-            yield _windowed(setting, heads, 8192)
     if setting.quick:
+        yield from (_full(setting, heads, 2048) for heads in (SMALL, LARGE))
         yield _windowed(setting, SMALL, 4096)
-    else:
-        yield _full(setting, SMALL, 32_768)
-    yield _flatness(setting)
+        yield _flatness(setting, 4096, 8192)
+        return
+    for heads in (SMALL, LARGE):
+        yield _full(setting, heads, 8192)
+        yield _windowed(setting, heads, 8192)
+    yield _flatness(setting, 8192, 32_768)
+    for n_tokens in (1024, 2048, 4096, 16_384, 32_768):
+        yield _full(setting, SMALL, n_tokens)
+        yield _windowed(setting, SMALL, n_tokens)
+    for n_tokens in (2048, 4096):
+        yield _full(setting, LARGE, n_tokens)
 
 
 def _attention(side: Side, function: str, heads: tuple[int, int, int], **settings: object) -> Call:
@@ -170,64 +180,70 @@ def _full(setting: Setting, heads: tuple[int, int, int], n_tokens: int) -> Case:
     shape = {"n_tokens": n_tokens}
     calls = {
         "ours": _attention(OURS, "attention", heads, dtype="bfloat16", **shape),
-        "bf16": _attention(TORCH, "causal", heads, dtype="bfloat16", **shape),
-        "f32": _attention(TORCH, "causal", heads, dtype="float32", **shape),
+        "torch SDPA bf16": _attention(TORCH, "causal", heads, dtype="bfloat16", **shape),
+        "torch SDPA f32": _attention(TORCH, "causal", heads, dtype="float32", **shape),
         "peak": setting.peak(),
     }
-    if n_tokens > 8192:
-        del calls["f32"]  # a minute for a figure that says what the shorter ones say
+    if n_tokens > 8192:  # takes long, and says what the shorter ones say
+        del calls["torch SDPA f32"]
 
-    def rows(median: dict[str, float]) -> list[Row]:
+    def rows(median: Medians, _: Results) -> list[Row]:
         target = (2.2 if heads == SMALL else 1.8) if n_tokens == 8192 else None
-        peers = {"torch SDPA bf16": (median["bf16"], target)}
-        if "f32" in median:
-            peers["torch SDPA f32"] = (median["f32"], None)
-        share = share_of(flops / median["ours"], median["peak"])
-        return by_seconds(f"full, {_title(heads)}, T {n_tokens}", median["ours"], peers, share)
-
-    return Case(f"full {heads} {n_tokens}", calls, rows, warm_up=n_tokens <= 8192)
-
-
-def _windowed(setting: Setting, heads: tuple[int, int, int], n_tokens: int) -> Case:
-    shape = {"n_tokens": n_tokens, "window": WINDOW, "dtype": "bfloat16"}
-    # A row t sees min(t + 1, W) keys.
-    flops = 4.0 * heads[0] * heads[2] * (WINDOW * n_tokens - WINDOW * (WINDOW - 1) / 2)
-    calls = {
-        "ours": _attention(OURS, "attention", heads, **shape),
-        "dense": _attention(TORCH, "dense_mask", heads, **shape),
-        "blocks": _attention(TORCH, "blockwise", heads, **shape),
-        "peak": setting.peak(),
-    }
-
-    def rows(median: dict[str, float]) -> list[Row]:
-        targets = (15.0, 2.5) if n_tokens == 8192 else (None, None)
         return by_seconds(
-            f"window {WINDOW}, {_title(heads)}, T {n_tokens}",
+            Title(f"full, {_title(heads)}", "T", n_tokens),
             median["ours"],
-            {
-                "torch SDPA, dense mask": (median["dense"], targets[0]),
-                "torch, block-wise": (median["blocks"], targets[1]),
-            },
+            median,
+            {"torch SDPA bf16": target, "torch SDPA f32": None},
             share_of(flops / median["ours"], median["peak"]),
         )
 
-    return Case(f"windowed {heads} {n_tokens}", calls, rows)
+    return Case(f"full {heads} {n_tokens}", calls, rows, same_numbers)
 
 
-def _flatness(setting: Setting) -> Case:
-    """Cost per token of a window: the same however long the prompt."""
-    lengths = (4096, 8192) if setting.quick else (8192, 32_768)
+def _windowed(setting: Setting, heads: tuple[int, int, int], n_tokens: int) -> Case:
+    shape = {"n_tokens": n_tokens, "window": WINDOW}
+    # A row t sees min(t + 1, W) keys.
+    flops = 4.0 * heads[0] * heads[2] * (WINDOW * n_tokens - WINDOW * (WINDOW - 1) / 2)
     calls = {
-        str(n): _attention(OURS, "attention", SMALL, n_tokens=n, window=WINDOW, dtype="bfloat16")
-        for n in lengths
+        "ours": _attention(OURS, "attention", heads, dtype="bfloat16", **shape),
+        "torch SDPA, dense mask": _attention(TORCH, "dense_mask", heads, dtype="bfloat16", **shape),
+        "torch, block-wise": _attention(TORCH, "blockwise", heads, dtype="bfloat16", **shape),
+        "torch flex_attention": _attention(FLEX, "window", heads, **shape),
+        "peak": setting.peak(),
+    }
+    if n_tokens > 16_384:  # the mask alone has 2 GiB
+        del calls["torch SDPA, dense mask"]
+    if n_tokens != 8192:  # each length is compiled anew
+        del calls["torch flex_attention"]
+
+    def rows(median: Medians, _: Results) -> list[Row]:
+        has_target = n_tokens == 8192
+        targets: Targets = {
+            "torch SDPA, dense mask": 15.0 if has_target else None,
+            "torch, block-wise": 2.5 if has_target else None,
+            "torch flex_attention": None,
+        }
+        return by_seconds(
+            Title(f"window {WINDOW}, {_title(heads)}", "T", n_tokens),
+            median["ours"],
+            median,
+            targets,
+            share_of(flops / median["ours"], median["peak"]),
+        )
+
+    return Case(f"windowed {heads} {n_tokens}", calls, rows, same_numbers)
+
+
+def _flatness(setting: Setting, short: int, long: int) -> Case:
+    """Cost per token of a window: the same however long the prompt."""
+    peer = f"ours, T {short}"
+    calls = {
+        name: _attention(OURS, "attention", SMALL, n_tokens=n, window=WINDOW, dtype="bfloat16")
+        for name, n in ((peer, short), ("ours", long))
     }
 
-    def rows(median: dict[str, float]) -> list[Row]:
-        short, long = (median[str(n)] / n for n in lengths)
-        return by_seconds(
-            f"window {WINDOW}, {_title(SMALL)}, per token, T {lengths[1]}",
-            long,
-            {f"ours, T {lengths[0]}": (short, 0.9)},
-        )
+    def rows(median: Medians, _: Results) -> list[Row]:
+        title = Title(f"window {WINDOW}, {_title(SMALL)}, per token, T {long}")
+        return by_seconds(title, median["ours"] / long, {peer: median[peer] / short}, {peer: 0.9})
 
     return Case("flatness", calls, rows)

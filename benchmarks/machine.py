@@ -12,7 +12,7 @@ from typing import Any
 from swa import _core
 
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
-LIBRARIES = ("numpy", "torch", "transformers")
+LIBRARIES = ("numpy", "torch", "transformers", "llama_cpp_python")
 
 
 def num_cpus() -> int:
@@ -63,7 +63,7 @@ class Others:
         self._before = self._seconds()
 
     def share(self) -> float | None:
-        """Of all CPUs' time since then; None where it cannot be told. Our processes have ended."""
+        """Of all CPUs' time since then; None where it cannot be told."""
         if self._before is None or (now := self._seconds()) is None:
             return None
         busy, total, own = (b - a for a, b in zip(self._before, now, strict=True))
@@ -78,5 +78,20 @@ class Others:
         ticks = [int(x) for x in path.read_text().split("\n", 1)[0].split()[1:9]]
         idle = ticks[3] + ticks[4]  # idle, and waiting for a disk
         per_second = os.sysconf("SC_CLK_TCK")
-        own = sum(os.times()[:4])
+        own = sum(os.times()[:4]) + sum(map(_ticks_of, _children())) / per_second
         return (sum(ticks) - idle) / per_second, sum(ticks) / per_second, own
+
+
+def _children() -> list[str]:
+    """Ids of the processes that we started and that have not ended: `os.times` lacks them."""
+    lists = Path("/proc/self/task").glob("*/children")
+    return [child for path in lists for child in path.read_text().split()]
+
+
+def _ticks_of(process: str) -> int:
+    """Of its CPU time, and of those it started that have ended."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:  # ended meanwhile
+        return 0
+    return sum(map(int, stat.rpartition(")")[2].split()[11:15]))

@@ -1,226 +1,324 @@
-"""Whole models: prefill, sweep, decode, load, and how prefill and sweep scale with threads."""
+"""Whole models: do the sides agree, prefill, sweep, decode, load."""
 
 from __future__ import annotations
 
-import math
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import swa
-from benchmarks import checkpoint_1gb
-from benchmarks.harness import Call, Case, Disagreement, Row, Side
+from benchmarks import agreement
+from benchmarks.agreement import error, require
+from benchmarks.harness import Call, Case, Row, Side
 from benchmarks.kernel_cases import READ_BYTES
-from benchmarks.rows import by_rate, by_seconds, share_of
-from benchmarks.setting import DECODER, OURS, TRANSFORMERS, Setting
+from benchmarks.rows import Medians, Results, Title, by_rate, by_seconds, share_of
+from benchmarks.setting import DECODER, LLAMA_CPP, OURS, TRANSFORMERS, Setting
+from benchmarks.shapes import QWEN25_05B, SMOLLM2_135M
 from swa import cost
-from swa.config import ModelConfig
 
 WINDOW, SINKS = 512, 4
-MAX_LOGITS_ERROR = 0.05  # of the logits' own spread
-MAX_NLL_ERROR = 0.05  # nats
+SMOLLM2 = SMOLLM2_135M.config()
+ROWS_TOLD = {"n_rows": 16}  # one row's error depends too much on chance
+LIMIT = "limit"
 
 
-def _config(setting: Setting) -> ModelConfig:
-    from swa.checkpoint import open_checkpoint
+def agree(setting: Setting) -> Iterator[Case]:
+    """SmolLM2's errors in bfloat16, and in float32, where a window one key off would show."""
+    n_tokens = 768 if setting.quick else 1536
+    work = {"path": setting.model_path, "ids": _ids(setting, n_tokens)}
+    full = work | {"window": 0, "sinks": 0}
+    sliding = work | {"window": n_tokens // 3, "sinks": SINKS}
+    yield logits_in_both(f"full, T {n_tokens}", full, "transformers", TRANSFORMERS, work)
+    yield logits_in_both(
+        f"window {n_tokens // 3}, T {n_tokens}", sliding, "hand-written torch", DECODER, sliding
+    )
+    yield _llama_cpp_logits(full, work)
+    yield _sweep_in_float32(setting)
 
-    return open_checkpoint(setting.model_path).config
+
+def logits_in_both(
+    what: str, work: dict[str, Any], peer: str, side: Side, arguments: dict[str, Any]
+) -> Case:
+    """The last rows' logits of a peer that has both dtypes, ours in float32 being the arbiter."""
+    work, arguments, exact = work | ROWS_TOLD, arguments | ROWS_TOLD, {"dtype": "float32"}
+    calls = {
+        "exact": Call(OURS, "prefill", work | exact),
+        "ours": Call(OURS, "prefill", work),
+        "peer": Call(side, "prefill", arguments),
+        "exact peer": Call(side, "prefill", arguments | exact),
+    }
+
+    def errors(result: Results) -> dict[str, float]:
+        return {name: error(result[name], result["exact"]) for name in calls if name != "exact"}
+
+    def same(result: Results) -> None:
+        found = errors(result)
+        where = f"logits of {{}} and ours in float32, {what},"
+        require(found["exact peer"], agreement.FLOAT32, where.format(f"{peer} f32"))
+        require(found["peer"], agreement.BFLOAT16, where.format(f"{peer} bf16"))
+        require(found["ours"], 2 * found["peer"], where.format("ours bf16"))
+
+    def rows(_: Medians, result: Results) -> list[Row]:
+        found = errors(result)
+        return [
+            *_errors(
+                f"bf16 logits, {what}", "%", found["ours"], f"{peer} bf16", found["peer"], 0.5
+            ),
+            *_errors(
+                f"f32 logits against {peer}, {what}",
+                "%",
+                found["exact peer"],
+                LIMIT,
+                agreement.FLOAT32,
+            ),
+        ]
+
+    return Case(f"logits {what}", calls, rows, same, is_timed=False)
+
+
+def _errors(
+    case: str, unit: str, ours: float, peer: str, theirs: float, target: float | None = 1.0
+) -> list[Row]:
+    return by_seconds(Title(case), ours, {peer: theirs}, {peer: target}, unit=unit)
+
+
+def _llama_cpp_logits(full: dict[str, Any], work: dict[str, Any]) -> Case:
+    """llama.cpp keeps more than bfloat16 between products, so its error is no bound for ours."""
+    peers = {
+        f"llama.cpp bf16{', flash attention' if flash else ''}": Call(
+            LLAMA_CPP, "prefill", {**work, **ROWS_TOLD, "flash_attention": flash}
+        )
+        for flash in (False, True)
+    }
+    calls = {
+        "exact": Call(OURS, "prefill", {**full, **ROWS_TOLD, "dtype": "float32"}),
+        "ours": Call(OURS, "prefill", {**full, **ROWS_TOLD}),
+        **peers,
+    }
+
+    def same(result: Results) -> None:
+        for name in peers.keys() & result.keys():
+            found = error(result[name], result["exact"])
+            require(found, agreement.BFLOAT16, f"logits of {name} and ours in float32")
+
+    def rows(_: Medians, result: Results) -> list[Row]:
+        found = {name: error(result[name], result["exact"]) for name in result}
+        title = Title(f"bf16 logits, full, T {len(work['ids'])}")
+        return by_seconds(title, found["ours"], found, dict.fromkeys(peers), unit="%")
+
+    return Case("logits llama.cpp", calls, rows, same, is_timed=False)
+
+
+def _sweep_in_float32(setting: Setting) -> Case:
+    n_tokens, window = (192, 24) if setting.quick else (384, 48)
+    work = _example(setting, n_tokens) | {"window": window, "dtype": "float32"}
+    calls = {
+        "ours": Call(OURS, "sweep", work),
+        "hand-written torch f32": Call(DECODER, "sweep", work),
+        "transformers f32": Call(TRANSFORMERS, "masked_run", work),
+    }
+
+    def differences(result: Results) -> dict[str, float]:
+        return {name: _nats(result["ours"], result[name]) for name in calls if name != "ours"}
+
+    def same(result: Results) -> None:
+        for name, found in differences(result).items():
+            require(found, agreement.FLOAT32_NATS, f"NLLs of a sweep, ours f32 and {name},")
+
+    def rows(_: Medians, result: Results) -> list[Row]:
+        return [
+            row
+            for name, found in differences(result).items()
+            for row in _errors(
+                f"NLLs of a sweep against {name}, T {n_tokens}, window {window}",
+                "nats",
+                found,
+                LIMIT,
+                agreement.FLOAT32_NATS,
+            )
+        ]
+
+    return Case("sweep in float32", calls, rows, same, is_timed=False)
+
+
+def _nats(ours: list[float], theirs: list[float] | float) -> float:
+    """The largest difference of the runs' NLLs; a single number is of the base run."""
+    expected = np.atleast_1d(theirs)
+    return float(np.abs(np.array(ours)[: len(expected)] - expected).max())
+
+
+def _ids(setting: Setting, n_tokens: int) -> list[int]:
+    return [token for part in setting.prompt(n_tokens) for token in part]
+
+
+def _example(setting: Setting, n_tokens: int) -> dict[str, Any]:
+    """What a sweep's sides are told, but for the window."""
+    prompt, answer = setting.prompt(n_tokens)
+    return {"path": setting.model_path, "prompt": prompt, "answer": answer, "sinks": SINKS}
 
 
 def prefill(setting: Setting) -> Iterator[Case]:
-    """SmolLM2 to the logits of the last row."""
-    for n_tokens in (1536,) if setting.quick else (3072, 6144):
-        yield _prefill(setting, n_tokens, window=0)
-    yield _prefill(setting, 1536 if setting.quick else 6144, window=WINDOW)
+    """SmolLM2 to the logits of the last row, with full attention and all layers sliding."""
+    for n_tokens in (768,) if setting.quick else (6144, 3072, 1536):
+        yield _prefill_full(setting, n_tokens)
+        yield _prefill_sliding(setting, n_tokens)
 
 
-def _prefill(setting: Setting, n_tokens: int, window: int) -> Case:
-    ids = [token for part in setting.prompt(n_tokens) for token in part]
-    shared = {"path": setting.model_path, "ids": ids}
-    sliding = {**shared, "window": window, "sinks": SINKS}
-    peer = Call(DECODER, "prefill", sliding) if window else Call(TRANSFORMERS, "prefill", shared)
+def _prefill_full(setting: Setting, n_tokens: int) -> Case:
+    work = {"path": setting.model_path, "ids": _ids(setting, n_tokens)}
     calls = {
-        "ours": Call(OURS, "prefill", {**shared, "window": window, "sinks": SINKS}),
-        "peer": peer,
+        "ours": Call(OURS, "prefill", {**work, "window": 0, "sinks": 0}),
+        "transformers bf16": Call(TRANSFORMERS, "prefill", work),
+        "llama.cpp bf16": Call(LLAMA_CPP, "prefill", {**work, "flash_attention": False}),
+        "llama.cpp bf16, flash attention": Call(
+            LLAMA_CPP, "prefill", {**work, "flash_attention": True}
+        ),
         "peak": setting.peak(),
     }
-    config = _config(setting)
-    policy = swa.AttentionPolicy(sliding_window=window or n_tokens, num_sink_tokens=SINKS)
-    flops = cost.nll_work(config, policy, (), n_tokens - 1, 1).flops
+    policy = swa.AttentionPolicy(sliding_window=n_tokens)
+    flops = cost.nll_work(SMOLLM2, policy, (), n_tokens - 1, 1).flops
 
-    def rows(median: dict[str, float]) -> list[Row]:
-        attention = f"window {window}" if window else "full"
-        name = "hand-written torch" if window else "transformers bf16"
-        target = (4.0 if window else 2.3) if n_tokens == 6144 else None
-        share = share_of(flops / median["ours"], median["peak"])
+    def rows(median: Medians, _: Results) -> list[Row]:
         return by_seconds(
-            f"SmolLM2, {attention}, T {n_tokens}",
+            Title("SmolLM2, full", "T", n_tokens),
             median["ours"],
-            {name: (median["peer"], target)},
-            share,
-        )
-
-    return Case(f"prefill {n_tokens} {window}", calls, rows, _same_logits)
-
-
-def _same_logits(results: Mapping[str, Any]) -> None:
-    ours, theirs = (np.array(results[name]) for name in ("ours", "peer"))
-    error = float(np.abs(ours - theirs).std() / ours.std())
-    if not error < MAX_LOGITS_ERROR:
-        raise Disagreement(f"the last row's logits differ by {error:.3f} of their spread")
-
-
-def sweep(setting: Setting) -> Iterator[Case]:
-    """One example of SmolLM2: every layer restored in turn, all others sliding."""
-    n_tokens = 1536 if setting.quick else 6144
-    prompt, answer = setting.prompt(n_tokens)
-    work = {
-        "path": setting.model_path,
-        "prompt": prompt,
-        "answer": answer,
-        "window": WINDOW,
-        "sinks": SINKS,
-    }
-    calls = {
-        "ours": Call(OURS, "sweep", work),
-        "forks": Call(DECODER, "sweep", work),
-        "naive": Call(TRANSFORMERS, "masked_run", work),
-        "peak": setting.peak(),
-    }
-    config = _config(setting)
-    policy = swa.AttentionPolicy(sliding_window=WINDOW, num_sink_tokens=SINKS)
-    layers = range(config.num_hidden_layers)
-    flops = cost.sweep_work(config, policy, (), layers, len(prompt), len(answer)).flops
-
-    def rows(median: dict[str, float]) -> list[Row]:
-        n_runs = config.num_hidden_layers + 1
-        hand_written = 4.0 if setting.has_amx else 2.0
-        targets = (hand_written, 18.0) if n_tokens == 6144 else (None, None)
-        return by_seconds(
-            f"SmolLM2, T {n_tokens}, window {WINDOW}, {len(layers)} layers",
-            median["ours"],
+            median,
             {
-                "hand-written torch, forks": (median["forks"], targets[0]),
-                f"naive transformers ({n_runs} x one masked run)": (
-                    n_runs * median["naive"],
-                    targets[1],
-                ),
+                "transformers bf16": 2.3 if n_tokens == 6144 else None,
+                "llama.cpp bf16": None,
+                "llama.cpp bf16, flash attention": None,
             },
             share_of(flops / median["ours"], median["peak"]),
         )
 
-    yield Case("sweep", calls, rows, _same_nll, warm_up=False)
+    return Case(f"full {n_tokens}", calls, rows, agreement.same_logits)
 
 
-def _same_nll(results: Mapping[str, Any]) -> None:
-    """Every run's NLL, so the deltas, and the base run's by transformers."""
-    ours, forks = np.array(results["ours"]), np.array(results["forks"])
-    error = max(np.abs(ours - forks).max(), abs(ours[0] - results["naive"]))
-    if not error < MAX_NLL_ERROR:
-        raise Disagreement(f"the NLLs of a sweep's runs differ by up to {error:.3f} nats")
+def _prefill_sliding(setting: Setting, n_tokens: int) -> Case:
+    window = min(WINDOW, n_tokens // 3)
+    work = {
+        "path": setting.model_path,
+        "ids": _ids(setting, n_tokens),
+        "window": window,
+        "sinks": SINKS,
+    }
+    calls = {
+        "ours": Call(OURS, "prefill", work),
+        "hand-written torch": Call(DECODER, "prefill", work),
+        "peak": setting.peak(),
+    }
+    policy = swa.AttentionPolicy(sliding_window=window, num_sink_tokens=SINKS)
+    flops = cost.nll_work(SMOLLM2, policy, (), n_tokens - 1, 1).flops
+
+    def rows(median: Medians, _: Results) -> list[Row]:
+        return by_seconds(
+            Title(f"SmolLM2, window {window}", "T", n_tokens),
+            median["ours"],
+            median,
+            {"hand-written torch": 4.0 if n_tokens == 6144 else None},
+            share_of(flops / median["ours"], median["peak"]),
+        )
+
+    return Case(f"sliding {n_tokens}", calls, rows, agreement.same_logits)
+
+
+def sweep(setting: Setting) -> Iterator[Case]:
+    """One example of SmolLM2: every layer restored in turn, all others sliding."""
+    for n_tokens in (384,) if setting.quick else (6144, 1536, 3072):
+        yield _sweep(setting, n_tokens)
+
+
+def _sweep(setting: Setting, n_tokens: int) -> Case:
+    window = min(WINDOW, n_tokens // 3)
+    work = _example(setting, n_tokens) | {"window": window}
+    n_prompt, n_answer = len(work["prompt"]), len(work["answer"])
+    forks, one_run = "hand-written torch, forks", "one masked run of transformers"
+    calls = {
+        "ours": Call(OURS, "sweep", work),
+        forks: Call(DECODER, "sweep", work),
+        one_run: Call(TRANSFORMERS, "masked_run", work),
+        "peak": setting.peak(),
+    }
+    policy = swa.AttentionPolicy(sliding_window=window, num_sink_tokens=SINKS)
+    layers = range(SMOLLM2.num_hidden_layers)
+    flops = cost.sweep_work(SMOLLM2, policy, (), layers, n_prompt, n_answer).flops
+    naive = f"naive transformers ({len(layers) + 1} x one masked run)"
+
+    def same(result: Results) -> None:
+        """Every run's NLL, so the deltas, and the base run's by transformers."""
+        for name in (forks, one_run):
+            found = _nats(result["ours"], result[name])
+            require(found, agreement.BFLOAT16_NATS, f"NLLs of a sweep, ours and {name},")
+
+    def rows(median: Medians, _: Results) -> list[Row]:
+        hand_written = 4.0 if setting.has_amx else 2.0
+        targets = (hand_written, 18.0) if n_tokens == 6144 else (None, None)
+        return by_seconds(
+            Title(f"SmolLM2, {len(layers)} layers, window {window}", "T", n_tokens),
+            median["ours"],
+            {**median, naive: (len(layers) + 1) * median[one_run]},
+            {forks: targets[0], naive: targets[1]},
+            share_of(flops / median["ours"], median["peak"]),
+        )
+
+    return Case(f"sweep {n_tokens}", calls, rows, same)
 
 
 def decode(setting: Setting) -> Iterator[Case]:
     """Greedy decoding of one sequence after 16 tokens: the speed of reading the weights."""
-    for name, path, n_bytes in (  # a buffer as large as the weights
-        ("SmolLM2", setting.model_path, READ_BYTES // 4),
-        ("random 0.5B", None, READ_BYTES),
-    ):
-        calls = {
-            "ours": Call(OURS, "decode", {"path": path, "ids": list(range(16))}),
-            "peer": Call(TRANSFORMERS, "generate", {"path": path, "ids": list(range(16))}),
-            "read": setting.peak("read", n_bytes=n_bytes),
-        }
-        weights: dict[str, float] = {}
+    yield _decode(setting, "SmolLM2", setting.model_path, READ_BYTES // 4)
+    if not setting.quick:
+        yield _decode(setting, "random 0.5B", setting.checkpoint(QWEN25_05B), READ_BYTES)
 
-        def note(results: Mapping[str, Any], weights: dict[str, float] = weights) -> None:
-            weights["bytes"] = results["ours"]
 
-        def rows(
-            median: dict[str, float], name: str = name, weights: dict[str, float] = weights
-        ) -> list[Row]:
-            return by_rate(
-                f"{name}, one sequence",
-                "token/s",
-                median["ours"],
-                {"transformers bf16": (median["peer"], None)},
-                share_of(median["ours"] * weights["bytes"], median["read"]),
-                0.70,
-            )
+def _decode(setting: Setting, name: str, path: str, n_bytes: int) -> Case:
+    work = {"path": path, "ids": list(range(16))}
+    calls = {
+        "ours": Call(OURS, "decode", work),
+        "transformers bf16": Call(TRANSFORMERS, "generate", work),
+        "llama.cpp bf16": Call(LLAMA_CPP, "generate", {**work, "flash_attention": False}),
+        "read": setting.peak("read", n_bytes=n_bytes),  # a buffer as large as the weights
+    }
+    if not path.endswith(".gguf"):
+        del calls["llama.cpp bf16"]
 
-        yield Case(f"decode {name}", calls, rows, note)
+    def rows(median: Medians, result: Results) -> list[Row]:
+        return by_rate(
+            Title(f"{name}, one sequence"),
+            "token/s",
+            median["ours"],
+            median,
+            {"transformers bf16": None, "llama.cpp bf16": None},
+            share_of(median["ours"] * result["ours"], median["read"], 0.70),
+        )
+
+    return Case(f"decode {name}", calls, rows)
 
 
 def load(setting: Setting) -> Iterator[Case]:
     """`swa.load` of a 1 GB checkpoint in fresh processes, the file in the page cache."""
-    with tempfile.TemporaryDirectory(prefix="swa-benchmark-") as folder:
-        n_bytes = checkpoint_1gb.write(Path(folder))
-        calls = {
-            what: Call(OURS, "load", {"folder": folder, "what": what})
-            for what in ("seconds", "peak_bytes")
-        }
-        weights: dict[str, float] = {}
-
-        def note(results: Mapping[str, Any]) -> None:
-            weights["bytes"] = results["seconds"]
-
-        def rows(median: dict[str, float]) -> list[Row]:
-            seconds, peak = median["seconds"], median["peak_bytes"]
-            limit, room = 1.5 * n_bytes / 1e9, weights["bytes"] + 2**29
-            size = f"{n_bytes / 1e9:.2f} GB"
-            return [
-                *by_seconds(f"load {size}", seconds, {"limit: 1.5 s a GB": (limit, 1.0)}),
-                Row(
-                    f"peak memory, load {size}",
-                    "B",
-                    peak,
-                    "limit: packed weights + 0.5 GiB",
-                    room,
-                    room / peak,
-                    1.0,
-                ),
-            ]
-
-        yield Case("load", calls, rows, note)
-
-
-def threads(setting: Setting) -> Iterator[Case]:
-    """Prefill and sweep on more threads, against the scaling of the peak loop itself."""
-    n_tokens = 768 if setting.quick else 1024
-    prompt, answer = setting.prompt(n_tokens)
-    path = setting.model_path
-    arguments = {
-        "prefill": {"path": path, "ids": [*prompt, *answer], "window": 0, "sinks": 0},
-        "sweep": {
-            "path": path,
-            "prompt": prompt,
-            "answer": answer,
-            "window": n_tokens // 12,
-            "sinks": SINKS,
-        },
+    path = setting.checkpoint(QWEN25_05B.cut_to(2, 8192) if setting.quick else QWEN25_05B)
+    n_bytes = (Path(path) / "model.safetensors").stat().st_size
+    calls = {
+        what: Call(OURS, "load", {"path": path, "what": what}) for what in ("seconds", "peak_bytes")
     }
-    counts = [1 << i for i in range(1, int(math.log2(setting.num_threads)) + 1)]
-    for work, given in arguments.items():
-        calls = {}
-        for count in (1, *counts):
-            side = Side(OURS.module, (("OMP_NUM_THREADS", str(count)),))
-            calls[f"{work} {count}"] = Call(side, work, given)
-            calls[f"peak {count}"] = setting.peak(side=side)
 
-        def rows(median: dict[str, float], work: str = work) -> list[Row]:
-            made = []
-            for count in counts:
-                ours = median[f"{work} 1"] / median[f"{work} {count}"]
-                peak = median[f"peak {count}"] / median["peak 1"]
-                made += by_rate(
-                    f"SmolLM2 {work}, T {n_tokens}, {count} threads over 1",
-                    "x",
-                    ours,
-                    {"scaling of the peak loop": (peak, 0.93)},
-                )
-            return made
+    def rows(median: Medians, result: Results) -> list[Row]:
+        size = f"{n_bytes / 1e9:.2f} GB"
+        time, room = "limit: 1.5 s a GB", "limit: packed weights + 0.5 GiB"
+        return [
+            *by_seconds(
+                Title(f"load {size}"), median["seconds"], {time: 1.5 * n_bytes / 1e9}, {time: 1.0}
+            ),
+            *by_seconds(
+                Title(f"peak memory, load {size}"),
+                median["peak_bytes"],
+                {room: result["seconds"] + 2**29},
+                {room: 1.0},
+                unit="B",
+            ),
+        ]
 
-        yield Case(f"threads {work}", calls, rows)
+    yield Case("load", calls, rows)

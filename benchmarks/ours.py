@@ -7,22 +7,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 import swa
-from benchmarks.memory_32k import random_engine
-from benchmarks.worker import Measured
+from benchmarks import operands
+from benchmarks.worker import Measured, Run
 from swa import _core
 from swa.examples import Example
 from swa.model import Model
 
 DECODED_TOKENS = 48
 
-Run = Callable[[], Measured]
+Dtype = Literal["bfloat16", "float32"]
 
 
 def num_threads() -> int:
@@ -38,55 +37,69 @@ def peak(kind: str, tier: str | None = None, n_bytes: int | None = None) -> Run:
 
 
 def linear(m: int, n: int, k: int, dtype: str, tier: str | None = None) -> Run:
-    """Seconds of [m, k] times the transpose of packed weights [n, k]."""
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((m, k), dtype=np.float32)
-    w = rng.standard_normal((n, k), dtype=np.float32)
-    settings: Any = {"dtype": dtype, "tier": tier, "num_threads": num_threads()}
-    return lambda: (_core.linear(x, w, timed=True, **settings)[1], None)
-
-
-def attention(
-    n_tokens: int, n_heads: int, n_kv_heads: int, head_dim: int, dtype: str, window: int = 0
-) -> Run:
-    """Seconds of causal attention, K and V packed anew each time; window 0 is full attention."""
-    rng = np.random.default_rng(0)
-    q, k, v = (
-        rng.standard_normal((n_tokens, heads, head_dim), dtype=np.float32)
-        for heads in (n_heads, n_kv_heads, n_kv_heads)
-    )
-    settings: Any = {"dtype": dtype, "num_threads": num_threads()}
+    """Seconds of [m, k] times the transpose of packed weights [n, k]. Result: some outputs."""
+    x, w = operands.linear(m, n, k)
+    settings: Any = {"dtype": dtype, "tier": tier, "num_threads": num_threads(), "timed": True}
 
     def run() -> Measured:
-        timed = _core.attention(q, k, v, window, 0, n_tokens, timed=True, **settings)
-        return timed[1], None
+        out, seconds = _core.linear(x, w, **settings)
+        return seconds, operands.shown(out)
+
+    return run
+
+
+def attention(dtype: str, window: int = 0, **shape: int) -> Run:
+    """Seconds of causal attention, K and V packed anew each time; window 0 is full attention.
+
+    Result: some outputs.
+    """
+    q, k, v = operands.attention(**shape)
+    settings: Any = {"dtype": dtype, "num_threads": num_threads(), "timed": True}
+
+    def run() -> Measured:
+        out, seconds = _core.attention(q, k, v, window, 0, len(q), **settings)
+        return seconds, operands.shown(out)
 
     return run
 
 
 @cache
-def _model(path: str, n_threads: int) -> Model:
-    return swa.load(path, num_threads=n_threads, max_position_embeddings=1 << 17)
+def _model(path: str, dtype: Dtype) -> Model:
+    return swa.load(path, dtype=dtype, num_threads=num_threads(), max_position_embeddings=1 << 17)
 
 
-def prefill(path: str, ids: list[int], window: int, sinks: int) -> Run:
-    """Seconds to the logits of the last row; window 0 is full attention. Result: the logits."""
-    model = _model(path, num_threads())
+def prefill(
+    path: str,
+    ids: list[int],
+    window: int,
+    sinks: int,
+    dtype: Dtype = "bfloat16",
+    n_rows: int = 1,
+) -> Run:
+    """Seconds to the logits of the last rows; window 0 is full attention. Result: some of them."""
+    model = _model(path, dtype)
     n_layers, n_tokens = model.config.num_hidden_layers, len(ids)
     tokens = np.array(ids, np.int32)
     rows = [np.full(n_layers, value, np.int64) for value in (window, sinks, n_tokens)]
 
     def run() -> Measured:
         begun = time.perf_counter()
-        logits = model.engine.logits(tokens, *rows, first_row=n_tokens - 1)
-        return time.perf_counter() - begun, logits[0].tolist()
+        logits = model.engine.logits(tokens, *rows, first_row=n_tokens - n_rows)
+        return time.perf_counter() - begun, operands.some_logits(logits)
 
     return run
 
 
-def sweep(path: str, prompt: list[int], answer: list[int], window: int, sinks: int) -> Run:
+def sweep(
+    path: str,
+    prompt: list[int],
+    answer: list[int],
+    window: int,
+    sinks: int,
+    dtype: Dtype = "bfloat16",
+) -> Run:
     """Seconds of an example's sweep. Result: mean NLL of the base run, then of each layer's run."""
-    model = _model(path, num_threads())
+    model = _model(path, dtype)
     example = Example(tuple(prompt), tuple(answer))
     policy = swa.AttentionPolicy(sliding_window=window, num_sink_tokens=sinks)
 
@@ -99,17 +112,12 @@ def sweep(path: str, prompt: list[int], answer: list[int], window: int, sinks: i
     return run
 
 
-@cache
-def _random_engine() -> _core.Engine:
-    return random_engine("bfloat16", 0)
-
-
-def decode(path: str | None, ids: list[int]) -> Run:
-    """Tokens/s of greedy decoding after a short prompt; no path: the random 0.5B model.
+def decode(path: str, ids: list[int]) -> Run:
+    """Tokens/s of greedy decoding after a short prompt.
 
     Result: the bytes of weights that a token reads.
     """
-    engine = _model(path, num_threads()).engine if path else _random_engine()
+    engine = _model(path, "bfloat16").engine
     n_layers = engine.num_hidden_layers
     full = np.zeros(n_layers, np.int64)
 
@@ -126,12 +134,15 @@ def decode(path: str | None, ids: list[int]) -> Run:
     return run
 
 
-def load(folder: str, what: str) -> Run:
-    """The seconds, or the peak bytes, of `swa.load` in a process that has done nothing else."""
+def load(path: str, what: str) -> Run:
+    """The seconds, or the peak bytes, of `swa.load` in a process that has done nothing else.
+
+    Result: the bytes of the loaded weights.
+    """
 
     def run() -> Measured:
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.load_probe", folder],
+            [sys.executable, "-m", "benchmarks.load_probe", path],
             stdout=subprocess.PIPE,
             check=True,
             text=True,

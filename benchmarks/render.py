@@ -1,28 +1,42 @@
-"""Rows as a table: for the terminal, and as Markdown between two markers of a file."""
+"""Results as tables: for the terminal, and as Markdown between two markers of a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
 from benchmarks.harness import Row
+from benchmarks.results import Results
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-HEADINGS = ("case", "ours", "peer", "peer's", "ratio", "to reach", "of peak", "to reach")
-SCALES = {"FLOP/s": (1e9, "GFLOP/s"), "B/s": (1e9, "GB/s"), "B": (2.0**30, "GiB")}
+HEADINGS = (
+    *("case", "ours", "peer", "peer's", "ratio", "to reach"),
+    *("of peak", "to reach", "rounds"),
+)
+LEFT = (0, 2)  # the columns of words
+SCALES = {
+    "FLOP/s": (1e9, "GFLOP/s"),
+    "B/s": (1e9, "GB/s"),
+    "B": (2.0**30, "GiB"),
+    "%": (0.01, "%"),
+}
 
 
 def terminal(subset: str, rows: Sequence[Row]) -> Table:
     table = Table(title=subset)
     for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i in (0, 2) else "right")
-    for row in rows:
+        table.add_column(heading, justify="left" if i in LEFT else "right")
+    for row in in_order(rows):
         table.add_row(*cells(row), style="red" if missed(row) else None)
     return table
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """As they were measured, but those of one case along its axis."""
+    cases = list(dict.fromkeys(row.case for row in rows))
+    return sorted(rows, key=lambda row: (cases.index(row.case), row.at or 0))
 
 
 def missed(row: Row) -> bool:
@@ -36,14 +50,15 @@ def missed(row: Row) -> bool:
 def cells(row: Row) -> tuple[str, ...]:
     """In the order of HEADINGS."""
     return (
-        row.case,
+        row.title,
         quantity(row.ours, row.unit),
         row.peer,
         "" if row.theirs is None else quantity(row.theirs, row.unit),
-        "" if row.ratio is None else f"{row.ratio:.2f}x",
+        "" if row.ratio is None else f"{row.ratio:,.2f}x",
         "" if row.target is None else f"{row.target:g}x",
         "" if row.share is None else f"{row.share:.0%}",
         "" if row.share_target is None else f"{row.share_target:.0%}",
+        str(row.rounds),
     )
 
 
@@ -57,34 +72,58 @@ def quantity(value: float, unit: str) -> str:
     elif unit in SCALES:
         factor, unit = SCALES[unit]
         value /= factor
+    if 0 < value < 0.01:
+        return f"{value:.2g} {unit}"
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f} {unit}"
 
 
-def markdown(machine: Mapping[str, Any], rows: Sequence[Row], run: str) -> str:
-    """The machine, then a table for each subset; `run` says how it was measured."""
+def notes(results: Results) -> Iterator[str]:
+    """How it was measured, and what is missing."""
+    for run in results.runs:
+        quick = ", `--quick`: small sizes" if run.quick else ""
+        others = ""
+        if run.others is not None:
+            others = f"; other processes took {run.others:.0%} of the CPUs meanwhile"
+        yield (
+            f"Medians of rounds taken in turns (`{run.options}`{quick}), in {run.minutes:.0f}"
+            f" minutes{others}."
+        )
+    for name, reason in results.absent().items():
+        yield f"Without {name}: {reason}."
+    if results.cut:
+        cut = "; ".join(f"{subset}: {name}" for subset, name in results.cut)
+        yield f"There was no time for: {cut}."
+
+
+def markdown(results: Results, order: Sequence[str], pictures: Sequence[str]) -> str:
+    """The machine, the notes, the pictures, then a table for each subset in `order`."""
+    machine = results.machine
     libraries = ", ".join(
         f"{name} {version}" for name, version in machine["libraries"].items() if version
     )
     parts = [
         f"Machine: {machine['architecture']} with {', '.join(machine['cpu_flags']) or 'no flags'};"
         f" {machine['num_threads']} threads, kernels: {machine['tier']}."
-        f" Python {machine['python']}, {machine['compiler']}, {libraries}. {run}",
+        f" Python {machine['python']}, {machine['compiler']}, {libraries}.",
+        *notes(results),
+        *(f"![{Path(path).stem}]({path})" for path in pictures),
     ]
-    for subset, group in groupby(rows, lambda row: row.subset):
-        lines = [list(HEADINGS), ["---" if i in (0, 2) else "--:" for i in range(len(HEADINGS))]]
-        for row in group:
-            texts = list(cells(row))
-            for value, target, i in (
-                (row.ratio, row.target, 4),
-                (row.share, row.share_target, 6),
-            ):
-                if value is not None and target is not None:
-                    texts[i] += " ✓" if value >= target else " ✗"
-            lines.append(texts)
+    for subset in results.subsets(order):
+        lines = [list(HEADINGS), ["---" if i in LEFT else "--:" for i in range(len(HEADINGS))]]
+        lines += [_marked(row) for row in in_order(results.rows(subset))]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"### {subset}\n\n{table}")
     return "\n\n".join(parts)
+
+
+def _marked(row: Row) -> list[str]:
+    """The cells, with a mark at each value that had something to reach."""
+    texts = list(cells(row))
+    for value, target, i in ((row.ratio, row.target, 4), (row.share, row.share_target, 6)):
+        if value is not None and target is not None:
+            texts[i] += " ✓" if value >= target else " ✗"
+    return texts
 
 
 def insert(path: Path, text: str) -> None:

