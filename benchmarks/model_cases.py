@@ -266,6 +266,44 @@ def _sweep(setting: Setting, n_tokens: int) -> Case:
     return Case(f"sweep {n_tokens}", calls, rows, same)
 
 
+def gradient(setting: Setting) -> Iterator[Case]:
+    """The loss and its gradient over the gates of all layers, in the place of a sweep."""
+    for n_tokens in (384,) if setting.quick else (3072, 1536):
+        yield _gradient(setting, n_tokens)
+
+
+def _gradient(setting: Setting, n_tokens: int) -> Case:
+    window = min(WINDOW, n_tokens // 3)
+    work = _example(setting, n_tokens) | {"window": window}
+    full = {"path": work["path"], "ids": [*work["prompt"], *work["answer"]]}
+    prefill, exact = "ours, full prefill", "ours, exact sweep"
+    calls = {
+        "ours": Call(OURS, "gradient", work),
+        prefill: Call(OURS, "prefill", {**full, "window": 0, "sinks": 0}),
+        exact: Call(OURS, "sweep", work),
+        "peak": setting.peak(),
+    }
+    n_prompt, n_answer = len(work["prompt"]), len(work["answer"])
+    policy = swa.AttentionPolicy(sliding_window=window, num_sink_tokens=SINKS)
+    closed = np.zeros(SMOLLM2.num_hidden_layers)
+    flops = cost.gradient_work(SMOLLM2, policy, closed, n_prompt, n_answer).flops
+
+    def same(result: Results) -> None:
+        """At the base of a sweep, the loss is that of its base run."""
+        require(abs(result["ours"] - result[exact][0]), 0, "loss of the gates and of the sweep")
+
+    def rows(median: Medians, _: Results) -> list[Row]:
+        return by_seconds(
+            Title(f"SmolLM2, gate gradient, window {window}", "T", n_tokens),
+            median["ours"],
+            median,
+            {prefill: 0.2, exact: 4.0},
+            share_of(flops / median["ours"], median["peak"]),
+        )
+
+    return Case(f"gradient {n_tokens}", calls, rows, same)
+
+
 def decode(setting: Setting) -> Iterator[Case]:
     """Greedy decoding of one sequence after 16 tokens: the speed of reading the weights."""
     yield _decode(setting, "SmolLM2", setting.model_path, READ_BYTES // 4)

@@ -17,6 +17,7 @@ from benchmarks import operands
 from benchmarks.worker import Measured, Run
 from swa import _core
 from swa.examples import Example
+from swa.gates import gate_gradient
 from swa.model import Model
 
 DECODED_TOKENS = 48
@@ -108,6 +109,24 @@ def sweep(
         result = model.sweep_example(example, policy, (), model.selectable_layers, to_full=True)
         seconds = time.perf_counter() - begun
         return seconds, [result.base_nll.mean(), *result.run_nll.mean(axis=1).tolist()]
+
+    return run
+
+
+def gradient(path: str, prompt: list[int], answer: list[int], window: int, sinks: int) -> Run:
+    """Seconds of an example's loss and its gradient over all layers' gates, where all slide.
+
+    Result: the loss, the mean NLL of the answer.
+    """
+    model = _model(path, "bfloat16")
+    example = Example(tuple(prompt), tuple(answer))
+    policy = swa.AttentionPolicy(sliding_window=window, num_sink_tokens=sinks)
+    closed = np.zeros(model.config.num_hidden_layers)
+
+    def run() -> Measured:
+        begun = time.perf_counter()
+        found = gate_gradient(model, example, policy, closed)
+        return time.perf_counter() - begun, found.loss
 
     return run
 

@@ -28,6 +28,7 @@ SUBSETS = {
     "attention": Subset(kernel_cases.attention, 10),
     "prefill": Subset(model_cases.prefill, 12),
     "sweep": Subset(model_cases.sweep, 30),
+    "gradient": Subset(model_cases.gradient, 6, needs_peers=False),
     "decode": Subset(model_cases.decode, 4),
     "load": Subset(model_cases.load, 2, needs_peers=False),
     "threads": Subset(scaling_cases.threads, 5, needs_peers=False),

@@ -149,7 +149,9 @@ def _shape_sweep(setting: Setting, shape: Shape, n_layers: int, n_tokens: int) -
         agreement.require(found, agreement.BFLOAT16_NATS, f"NLLs of a sweep, ours and {peer},")
 
     def rows(median: Medians, _: Results) -> list[Row]:
-        title = Title(f"{_scaled(shape, n_layers)}, sweep, window {WINDOW}", "T", n_tokens)
+        title = Title(
+            f"{_scaled(shape, n_layers)}, sweep, window {_window(n_tokens)}", "T", n_tokens
+        )
         return by_seconds(
             title, factor * median["ours"], {peer: factor * median[peer]}, {peer: None}
         )
