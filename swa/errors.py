@@ -76,5 +76,9 @@ class InputError(SwaError, ValueError):
     """Any other input that cannot be used: a token out of range, a prompt too long, ..."""
 
 
+class JudgeError(SwaError, RuntimeError):
+    """A judge of replies cannot be reached, refuses, or says nothing."""
+
+
 class SwaWarning(UserWarning):
     """Something that works, but that the user should know about."""

@@ -12,7 +12,7 @@ import typer
 
 from swa.cli import checking, evaluating, reports, running, scoring, selecting, showing, sweeping
 from swa.cli.helpers import Interrupted, note
-from swa.errors import SwaError, SwaWarning
+from swa.errors import JudgeError, SwaError, SwaWarning
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells count it
 
@@ -103,6 +103,8 @@ def _explain(error: Exception) -> tuple[int, str]:
         return INTERRUPTED, str(error) or "interrupted"
     if isinstance(error, _UsageError):
         return 2, f"error: {error.format_message()} (see swa --help)"  # type: ignore[attr-defined]
+    if isinstance(error, JudgeError):
+        return 1, f"error: {error}"
     if isinstance(error, SwaError):
         return 2, f"error: {error}"
     if isinstance(error, _BAD_PATHS):
