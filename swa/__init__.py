@@ -13,7 +13,7 @@ from swa import errors
 from swa.errors import CheckpointError, SwaError, SwaWarning
 
 if TYPE_CHECKING:
-    from swa import examples, testing
+    from swa import examples, suites, testing
     from swa.controls import length_controls
     from swa.elimination import AdaptiveStop
     from swa.evaluation import Evaluation, evaluate
@@ -59,6 +59,7 @@ __all__ = [
     "score_layers",
     "select",
     "selection_stability",
+    "suites",
     "sweep",
     "testing",
     "transfer_matrix",
@@ -92,7 +93,7 @@ _HOME = {
 
 def __getattr__(name: str) -> object:
     """Import a public name's module when it is first used, so that `import swa` stays instant."""
-    if name in ("examples", "testing"):
+    if name in ("examples", "suites", "testing"):
         return importlib.import_module(f"swa.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'swa' has no attribute {name!r}")

@@ -17,18 +17,18 @@ CUE_TOKENS, COPY_TOKENS = 24, 32
 DEPTH = (0.05, 0.7)
 """Where needles lie, as fractions of the text: the end is left out, since a window sees it."""
 
-_INTRODUCTION = "Read the following text carefully. At its end you will be asked about it."
+INTRODUCTION = "Read the following text carefully. At its end you will be asked about it."
 _COPY_QUESTION = "Continue the passage of the text above that begins as follows, word for word."
 
 # Every split has its own half of each list (by turns), hence no needle in common.
-_ADJECTIVES = """
+ADJECTIVES = """
 amber ancient bitter bright broken bronze calm clever copper coral crimson crooked curious distant
 dusty early eager empty faded fierce frozen gentle gilded golden grand hidden hollow humble idle
 jagged jolly keen lively lonely lucky marble mellow misty modest narrow noble pale patient plain
 polished proud quiet rapid restless rusty scarlet silent silver simple sleepy smooth solemn
 spotted steady sturdy subtle sunny tidy velvet wandering weary wild winding wooden
 """
-_NOUNS = """
+NOUNS = """
 anchor arch bakery balcony barn basket beacon bell bridge canal candle canyon castle cavern chapel
 clock compass cottage desert drum falcon farm feather ferry forest fountain garden gate glacier
 harbor hammer hill island kettle kitchen ladder lantern library lighthouse market meadow mill mirror
@@ -61,6 +61,17 @@ class Draw:
         return [pool.pop(self.below(len(pool))) for _ in range(k)]
 
 
+class TooShort(ExampleError):
+    """A task does not fit; `least` tokens would do."""
+
+    def __init__(self, task: str, prompt_tokens: int, least: int) -> None:
+        self.least = least
+        super().__init__(
+            f"prompt_tokens is {prompt_tokens}: task {task!r} needs at least {least} with this"
+            " tokenizer"
+        )
+
+
 @dataclass(frozen=True)
 class Retrieval:
     """Sentences to hide, and how the hidden answer is asked for."""
@@ -75,7 +86,7 @@ class Retrieval:
 
 def _numbers(draw: Draw, split: Split, n_needles: int) -> Retrieval:
     """`n_needles` numbers, one of which is asked for."""
-    keys = _keys(draw, split, n_needles)
+    keys = draw_keys(draw, split, n_needles)
     values = [str(1_000_000 + draw.below(9_000_000)) for _ in keys]
     asked = draw.below(n_needles)
     return Retrieval(
@@ -91,8 +102,8 @@ def _numbers(draw: Draw, split: Split, n_needles: int) -> Retrieval:
 
 def _password(draw: Draw, split: Split) -> Retrieval:
     """Three words."""
-    (key,) = _keys(draw, split, 1)
-    value = " ".join(draw.sample([*_own(_ADJECTIVES, split), *_own(_NOUNS, split)], 3))
+    (key,) = draw_keys(draw, split, 1)
+    value = " ".join(draw.sample([*own_half(ADJECTIVES, split), *own_half(NOUNS, split)], 3))
     return Retrieval(
         (f'The secret password for {key} is "{value}".',),
         f"What is the secret password for {key} mentioned in the text above?",
@@ -118,20 +129,11 @@ def build(
     chat: bool,
     draw: Draw,
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of a prompt and of its answer.
-
-    The prompt is an introduction, a piece of the haystack with the needles between its sentences,
-    a question, and the beginning of the reply. The piece starts with a sentence and ends where the
-    tokens do, within a word if need be.
+    """Token ids of a prompt of one of the TASKS and of its answer: see `hide`.
 
     Args:
         task: of TASKS.
-        tokenizer: the model's.
-        haystack: words to take a piece from.
-        prompt_tokens: length of the prompt, met exactly or, failing that, as nearly as can be.
         split: whose words the needles use.
-        chat: put the question into the user's turn of the chat template.
-        draw: decides all the rest.
 
     Raises:
         ExampleError: an unknown task; too few tokens for it.
@@ -139,10 +141,45 @@ def build(
     if task not in TASKS:
         raise ExampleError(f"there is no task {task!r}: choose from {', '.join(TASKS)}")
     hidden = TASKS[task](draw, split)
+    return hide(hidden, tokenizer, haystack, prompt_tokens, chat, draw, task=task)
+
+
+def hide(
+    hidden: Retrieval,
+    tokenizer: Tokenizer,
+    haystack: Haystack,
+    prompt_tokens: int,
+    chat: bool,
+    draw: Draw,
+    *,
+    task: str,
+    introduction: str = INTRODUCTION,
+    depth: tuple[float, float] = DEPTH,
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of a prompt that hides something, and of its answer.
+
+    The prompt is an introduction, a piece of the haystack with the needles between its sentences,
+    a question, and the beginning of the reply. The piece starts with a sentence and ends where the
+    tokens do, within a word if need be.
+
+    Args:
+        hidden: the needles and the question.
+        tokenizer: the model's.
+        haystack: words to take a piece from.
+        prompt_tokens: length of the prompt, met exactly or, failing that, as nearly as can be.
+        chat: put the question into the user's turn of the chat template.
+        draw: decides which piece, and the places.
+        task: for the error's text.
+        introduction: what the prompt begins with.
+        depth: where the needles lie, as fractions of the piece: between these two.
+
+    Raises:
+        TooShort: too few tokens.
+    """
     first = draw.below(len(haystack.sentence_starts))
     passage = haystack.passage(first, max(prompt_tokens, CUE_TOKENS + COPY_TOKENS))
     n_depths = max(len(hidden.needles), 1)
-    low, high = DEPTH
+    low, high = depth
     # One in each of as many equal parts, so that needles do not crowd.
     depths = [low + (high - low) * (i + draw.fraction()) / n_depths for i in range(n_depths)]
 
@@ -153,25 +190,27 @@ def build(
         pieces = [*passage.words[:n_words], f" {rest}"[:n_characters]]
         for i in reversed(range(len(hidden.needles))):  # from the end: places stay where they are
             pieces.insert(_place(passage, n_words, depths[i]), f" {hidden.needles[i]}")
-        text = f"{_INTRODUCTION}\n\n{''.join(pieces).lstrip()}\n\n{hidden.question}"
-        return tokenizer.encode_prompt([{"role": "user", "content": text}] if chat else f"{text}\n")
+        text = f"{introduction}\n\n{''.join(pieces).lstrip()}\n\n{hidden.question}"
+        return encode_request(tokenizer, text, chat)
 
     def fill(n_lead: int, least_words: int) -> tuple[list[int], int]:
         found = _fill(encode, passage.words, prompt_tokens - n_lead, least_words)
         if found is None:
-            raise ExampleError(
-                f"prompt_tokens is {prompt_tokens}: task {task!r} needs at least"
-                f" {len(encode(least_words)) + n_lead} with this tokenizer"
-            )
+            raise TooShort(task, prompt_tokens, len(encode(least_words)) + n_lead)
         return found
 
     if hidden.needles:
-        lead, answer = _split_reply(tokenizer, hidden)
+        lead, answer = split_reply(tokenizer, hidden.lead, hidden.answer)
         prompt, _ = fill(len(lead), 1)
     else:
         prompt, n_words = fill(CUE_TOKENS, _recallable_words(tokenizer, passage))
         lead, answer = _recall(tokenizer, passage, n_words, depths[0])
     return (*prompt, *lead), tuple(answer)
+
+
+def encode_request(tokenizer: Tokenizer, text: str, chat: bool) -> list[int]:
+    """Token ids of a request, up to where the reply begins: a user's turn, or the bare text."""
+    return tokenizer.encode_prompt([{"role": "user", "content": text}] if chat else f"{text}\n")
 
 
 def _fill(
@@ -193,12 +232,12 @@ def _fill(
     return best
 
 
-def _split_reply(tokenizer: Tokenizer, hidden: Retrieval) -> tuple[list[int], list[int]]:
+def split_reply(tokenizer: Tokenizer, lead: str, answer: str) -> tuple[list[int], list[int]]:
     """Tokens of lead and answer, as the tokenizer parts the whole reply where it can."""
-    lead, whole = tokenizer.encode(hidden.lead), tokenizer.encode(hidden.lead + hidden.answer)
-    if whole[: len(lead)] == lead:
-        return lead, whole[len(lead) :]
-    return lead, tokenizer.encode_answer(hidden.answer)
+    first, whole = tokenizer.encode(lead), tokenizer.encode(lead + answer)
+    if whole[: len(first)] == first:
+        return first, whole[len(first) :]
+    return first, tokenizer.encode_answer(answer)
 
 
 def _recall(
@@ -237,14 +276,15 @@ def _place(passage: Haystack, n_words: int, depth: float) -> int:
     return passage.sentence_starts[bisect_right(passage.sentence_starts, depth * n_words) - 1]
 
 
-def _keys(draw: Draw, split: Split, n: int) -> list[str]:
+def draw_keys(draw: Draw, split: Split, n: int) -> list[str]:
     """`n` names such as "amber-anchor", no two alike."""
-    adjectives, nouns = _own(_ADJECTIVES, split), _own(_NOUNS, split)
+    adjectives, nouns = own_half(ADJECTIVES, split), own_half(NOUNS, split)
     return [
         f"{adjective}-{noun}"
         for adjective, noun in zip(draw.sample(adjectives, n), draw.sample(nouns, n), strict=True)
     ]
 
 
-def _own(words: str, split: Split) -> list[str]:
+def own_half(words: str, split: Split) -> list[str]:
+    """The split's half of a list of words."""
     return words.split()[SPLITS.index(split) :: 2]

@@ -24,7 +24,7 @@ from swa.errors import ExampleError, TokenizerError
 from swa.examples import Example, content_hash, synthetic
 from swa.gguf_checkpoint import open_gguf
 from swa.haystack import SPLITS, Haystack, read_haystack
-from swa.tasks import _ADJECTIVES, _NOUNS, COPY_TOKENS, CUE_TOKENS, DEPTH, TASKS, Draw, _own
+from swa.tasks import ADJECTIVES, COPY_TOKENS, CUE_TOKENS, DEPTH, NOUNS, TASKS, Draw, own_half
 from swa.tokenizer import Tokenizer
 
 SEEDS = range(6)
@@ -332,15 +332,15 @@ def test_shorthands(make: Callable[..., list[Example]], task: str) -> None:
 
 
 def test_splits_share_no_word_of_a_needle() -> None:
-    for words in (_ADJECTIVES, _NOUNS):
-        ours, others = (_own(words, split) for split in SPLITS)
+    for words in (ADJECTIVES, NOUNS):
+        ours, others = (own_half(words, split) for split in SPLITS)
         assert not set(ours) & set(others)
         assert sorted([*ours, *others]) == sorted(words.split())
         assert len(ours) >= 20
 
 
 def test_words_of_needles_name_one_thing_each() -> None:
-    words = [*_ADJECTIVES.split(), *_NOUNS.split()]
+    words = [*ADJECTIVES.split(), *NOUNS.split()]
     assert len(set(words)) == len(words)
 
 
