@@ -14,6 +14,8 @@ from swa.layer_scores import mean
 from swa.policy import AttentionPolicy
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from swa.examples import Example
     from swa.model import Model
 
@@ -85,6 +87,27 @@ class Evaluation:
         for task, value in zip(self.tasks, values, strict=True):
             groups.setdefault(task, []).append(value)
         return {task: mean(group) for task, group in groups.items()}
+
+    def table(self) -> Table:
+        """A rich table: a row for each task, and one for all of them."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table("task")
+        for column in ("examples", "NLL", "greedy", *(() if self.score is None else ("score",))):
+            table.add_column(column, justify="right")
+
+        def add(task: str, count: int, nll: float, greedy: float, score: float | None) -> None:
+            shares = (greedy,) if score is None else (greedy, score)
+            table.add_row(escape(task), str(count), f"{nll:.3f}", *(f"{s:.0%}" for s in shares))
+
+        greedy, scores = self.greedy_match_by_task, self.score_by_task or {}
+        for task, nll in self.by_task.items():
+            add(task, self.tasks.count(task), nll, greedy[task], scores.get(task))
+        if len(self.by_task) > 1:
+            table.add_section()
+            add("all", len(self.tasks), self.nll, self.greedy_match, self.score)
+        return table
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, schema "swa.evaluation/2"; `from_dict` reads it back."""

@@ -29,7 +29,7 @@ def layer_deltas(
 
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
     """
-    ax = _axes(ax, width=9, height=3.2)
+    ax = new_axes(ax, width=9, height=3.2)
     layers = list(scores.scored_layers)
     delta = np.array([scores.delta[layer] for layer in layers], dtype=float)
     colours = [CHOSEN if layer in chosen else OTHER for layer in layers]
@@ -55,7 +55,7 @@ def heatmap(scores: LayerScores, ax: Axes | None = None) -> Axes:
 
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
     """
-    ax = _axes(ax, width=9, height=1 + 0.25 * len(scores.tasks))
+    ax = new_axes(ax, width=9, height=1 + 0.25 * len(scores.tasks))
     values = np.array(scores.delta_per_example, dtype=float)  # None becomes NaN: left blank
     scale = np.nanmax(np.abs(values)) or 1.0
     image = ax.imshow(values, cmap="RdBu", vmin=-scale, vmax=scale, aspect="auto")
@@ -70,7 +70,7 @@ def selection_frequencies(stability: SelectionStability, ax: Axes | None = None)
 
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
     """
-    ax = _axes(ax, width=9, height=2.8)
+    ax = new_axes(ax, width=9, height=2.8)
     shares = {i: share for i, share in enumerate(stability.frequency) if share is not None}
     colours = [CHOSEN if layer in stability.layers else OTHER for layer in shares]
     ax.bar(list(shares), [100 * share for share in shares.values()], color=colours)
@@ -91,7 +91,7 @@ def gate_heads(scores: GateScores, ax: Axes | None = None) -> Axes:
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
     """
     values = scores.per_kv_head.T
-    ax = _axes(ax, width=9, height=1.4 + 0.3 * len(values))
+    ax = new_axes(ax, width=9, height=1.4 + 0.3 * len(values))
     scale = float(np.abs(values).max()) or 1.0
     image = ax.imshow(values, cmap="RdBu", vmin=-scale, vmax=scale, aspect="auto")
     ax.figure.colorbar(image, ax=ax, label="nats per token")
@@ -148,7 +148,7 @@ def transfer_matrix(matrix: TransferMatrix, ax: Axes | None = None) -> Axes:
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
     """
     rows, columns = matrix.rows, matrix.domains
-    ax = _axes(ax, width=2.2 + 1.5 * len(columns), height=1.2 + 0.6 * len(rows))
+    ax = new_axes(ax, width=2.2 + 1.5 * len(columns), height=1.2 + 0.6 * len(rows))
     shares = [[matrix.closed[row][column].share for column in columns] for row in rows]
     values = np.array(shares, dtype=float)  # None becomes NaN: left blank
     image = ax.imshow(100 * values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
@@ -171,7 +171,8 @@ def transfer_matrix(matrix: TransferMatrix, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _axes(ax: Axes | None, *, width: float, height: float) -> Axes:
+def new_axes(ax: Axes | None, *, width: float, height: float) -> Axes:
+    """`ax`, or the axes of a new figure of that size in inches."""
     if ax is not None:
         return ax
     from matplotlib import pyplot

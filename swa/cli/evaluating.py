@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from swa.cli.helpers import load_examples, load_model, note, policy_fields, print_json
+from swa.cli.helpers import load_model, note, policy_fields, print_json, print_table
 from swa.cli.options import (
     Consumer,
     Decode,
@@ -19,6 +19,7 @@ from swa.cli.options import (
     MaxPositions,
     ModelArgument,
     PerTask,
+    PlotFile,
     PolicyFile,
     PromptTokens,
     Revision,
@@ -29,17 +30,35 @@ from swa.cli.options import (
     TokenizerPath,
     Window,
 )
+from swa.cli.suites import (
+    DataFiles,
+    Depths,
+    Generate,
+    JudgeKey,
+    JudgeModel,
+    JudgeUrl,
+    Lengths,
+    ListSuites,
+    Scorer,
+    Source,
+    SuiteName,
+    TaskNames,
+    check_plot,
+    draw,
+    judge_of,
+)
 from swa.errors import InputError
-
-Generate = Annotated[
-    bool, typer.Option("--generate", help="Let the model reply, too, and score the replies.")
-]
 
 
 def evaluate(
     model: ModelArgument,
     policy: PolicyFile = None,
     examples: ExamplesFile = None,
+    suite: SuiteName = None,
+    file: DataFiles = None,
+    lengths: Lengths = None,
+    depths: Depths = None,
+    tasks: TaskNames = None,
     sliding_window: Window = None,
     sink_tokens: SinkTokens = None,
     tail_tokens: TailTokens = None,
@@ -48,6 +67,11 @@ def evaluate(
     examples_per_task: PerTask = None,
     prompt_tokens: PromptTokens = None,
     generate: Generate = False,
+    scorer: Scorer = None,
+    judge_url: JudgeUrl = None,
+    judge_model: JudgeModel = None,
+    judge_key: JudgeKey = None,
+    plot: PlotFile = None,
     seed: Seed = 0,
     dtype: Dtype = "bfloat16",
     threads: Threads = 0,
@@ -56,15 +80,29 @@ def evaluate(
     tokenizer: TokenizerPath = None,
     max_position_embeddings: MaxPositions = None,
     as_json: Json = False,
+    list_suites: ListSuites = False,
 ) -> None:
     """Measure the NLL of answers, and score replies, under a policy or full attention.
 
     The options that describe a policy change what the policy file says, or, without a file, make a
-    policy in which every layer slides.
+    policy in which every layer slides. Without --examples or --suite it is the built-in mix.
     """
-    from swa.evaluation import evaluate as measure
+    from swa import suites
     from swa.policy import AttentionPolicy
 
+    check_plot(suite, plot)
+    source = Source(
+        suite,
+        examples,
+        file or (),
+        tasks,
+        lengths,
+        depths,
+        examples_per_task,
+        prompt_tokens,
+        seed,
+    )
+    judge = judge_of(judge_url, judge_model, judge_key)
     changes = policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     applied = None
     if policy:
@@ -79,12 +117,22 @@ def evaluate(
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
-    used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "heldout")
-    evaluation = measure(loaded, used, policy=applied, generate=generate, progress=True)
+    evaluation = suites.evaluate(
+        suite,
+        loaded,
+        source.read(loaded),
+        policy=applied,
+        generate=generate,
+        scorer=scorer,
+        judge=judge,
+        progress=True,
+    )
+    if plot is not None:
+        draw(suite, {loaded.name: evaluation}, plot)
     if as_json:
         print_json(evaluation.to_dict())
     else:
-        print(evaluation)
+        print_table(evaluation.table())
 
 
 def answer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +11,8 @@ from swa.cli.options import PROMPT_TOKENS
 from swa.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from swa.examples import Example
     from swa.model import Model
     from swa.selection import Budget
@@ -88,8 +90,10 @@ def load_examples(
     prompt_tokens: int | None,
     seed: int,
     split: Literal["calibration", "heldout"],
+    tasks: Sequence[str] | None = None,
 ) -> list[Example]:
     from swa import examples
+    from swa.tasks import TASKS
 
     if path is not None:
         if per_task is not None or prompt_tokens is not None:
@@ -99,13 +103,14 @@ def load_examples(
         return examples.from_jsonl(path, model.tokenizer if model.has_tokenizer else None)
     mix = examples.synthetic(
         model.tokenizer,
+        tasks=tasks or tuple(TASKS),
         examples_per_task=per_task or 1,
         prompt_tokens=prompt_tokens or PROMPT_TOKENS,
         seed=seed,
         split=split,
     )
-    tasks = ", ".join(dict.fromkeys(example.task for example in mix))
-    note(f"no --examples: using the built-in retrieval tasks ({tasks}; {split}, seed {seed})")
+    names = ", ".join(dict.fromkeys(example.task for example in mix))
+    note(f"no --examples: using the built-in retrieval tasks ({names}; {split}, seed {seed})")
     return mix
 
 
@@ -127,6 +132,13 @@ def print_json(value: dict[str, Any]) -> None:
     from swa import jsonio
 
     print(jsonio.dumps_document(value), end="")
+
+
+def print_table(table: Table) -> None:
+    """A rich table on stdout, whole where nobody watches."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def note(message: str) -> None:

@@ -106,7 +106,7 @@ def examples(
 
 
 def evaluate(
-    suite: str,
+    suite: str | None,
     model: Model,
     examples: Sequence[Example],
     *,
@@ -116,11 +116,11 @@ def evaluate(
     judge: Judge | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Evaluate on examples of a suite; but for "perplexity" the same as `swa.evaluate`.
+    """Evaluate on examples of a suite, or of none: but for "perplexity" it is `swa.evaluate`.
 
     Raises as `swa.evaluate`, and InputError: no such suite, or replies of one that has none.
     """
-    if not _suite(suite).replies:
+    if suite is not None and not _suite(suite).replies:
         if generate:
             raise InputError(f"suite {suite!r} asks nothing, so there are no replies to generate")
         return positions.evaluate(model, examples, policy=policy, progress=progress)

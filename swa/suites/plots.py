@@ -1,0 +1,125 @@
+"""Charts of what some suites measure, on matplotlib (extra `plot`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from swa.plots import new_axes
+from swa.suites import needle, positions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from swa.evaluation import Evaluation
+    from swa.suites.needle import Measure
+
+
+def needle_grid(evaluation: Evaluation, measure: Measure = "nll", ax: Axes | None = None) -> Axes:
+    """A needle at every depth (rows, the text's beginning on top) of every length (columns).
+
+    Of an evaluation of the suite "needle". A value stands in its cell; the darker, the worse.
+
+    Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing;
+    InputError: an evaluation of another suite, or one without scores.
+    """
+    found = needle.grid(evaluation, measure)
+    ax = new_axes(ax, width=2.4 + 0.9 * len(found.lengths), height=1.8 + 0.4 * len(found.depths))
+    low, high = (0.0, max(float(np.nanmax(found.values)), 1e-9)) if measure == "nll" else (0.0, 1.0)
+    worst = high if measure == "nll" else low
+    image = ax.imshow(
+        found.values,
+        cmap="Blues" if measure == "nll" else "Blues_r",
+        vmin=low,
+        vmax=high,
+        aspect="auto",
+    )
+    for row, column in np.argwhere(~np.isnan(found.values)):
+        value = found.values[row, column]
+        dark = abs(value - worst) < 0.45 * (high - low)
+        text = f"{value:.2f}" if measure == "nll" else f"{value:.0%}"
+        ax.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
+    ax.figure.colorbar(image, ax=ax, label=_MEASURES[measure])
+    ax.set_xticks(range(len(found.lengths)), labels=[f"{length:,}" for length in found.lengths])
+    ax.set_yticks(range(len(found.depths)), labels=[f"{depth:.0%}" for depth in found.depths])
+    ax.set_xlabel("length (tokens)")
+    ax.set_ylabel("depth of the needle")
+    ax.set_title(_title(evaluation))
+    return ax
+
+
+def needle_grids(evaluations: Mapping[str, Evaluation]) -> Figure:
+    """`needle_grid` of each evaluation (rows) and of all that was measured (columns).
+
+    Raises as `needle_grid`.
+    """
+    from matplotlib import pyplot
+
+    first = next(iter(evaluations.values()))
+    measures = [measure for measure in _MEASURES if measure != "score" or first.score is not None]
+    found = needle.grid(first)
+    figure, axes = pyplot.subplots(
+        len(evaluations),
+        len(measures),
+        figsize=(
+            len(measures) * (2.4 + 0.9 * len(found.lengths)),
+            len(evaluations) * (1.4 + 0.4 * len(found.depths)),
+        ),
+        layout="constrained",
+        squeeze=False,
+    )
+    for row, (name, evaluation) in zip(axes, evaluations.items(), strict=True):
+        for ax, measure in zip(row, measures, strict=True):
+            needle_grid(evaluation, measure, ax).set_title(name)
+    return figure
+
+
+_MEASURES: dict[Measure, str] = {
+    "nll": "NLL (nats per token)",
+    "greedy_match": "greedy match",
+    "score": "score of replies",
+}
+
+
+def nll_by_position(evaluations: Mapping[str, Evaluation], ax: Axes | None = None) -> Axes:
+    """NLL against the position in the text, a line for each evaluation of suite "perplexity".
+
+    A step spans its bucket of positions; the band around it is twice the standard error over texts.
+
+    Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing;
+    InputError: an evaluation of another suite.
+    """
+    ax = new_axes(ax, width=9, height=3.6)
+    for name, evaluation in evaluations.items():
+        spans = positions.buckets(evaluation)
+        values = np.array(evaluation.nll_per_example).reshape(-1, len(spans))  # [texts, buckets]
+        edges = [first for first, _ in spans] + [spans[-1][1] + 1]
+        middle = values.mean(axis=0)
+        steps = ax.stairs(middle, edges, baseline=None, label=name, linewidth=1.8)
+        if len(values) > 1:
+            error = 2 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+            ax.stairs(
+                middle + error,
+                edges,
+                baseline=middle - error,
+                fill=True,
+                color=steps.get_edgecolor(),
+                alpha=0.15,
+            )
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
+    ax.set_xlabel("position in the text (tokens)")
+    ax.set_ylabel("NLL (nats per token)")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _title(evaluation: Evaluation) -> str:
+    policy = evaluation.policy
+    if policy is None:
+        return f"{evaluation.model_name}, full attention"
+    full = len(policy.full_attention_layers or ())
+    return f"{evaluation.model_name}, {full} of {len(policy.layer_types or ())} layers full"
