@@ -7,20 +7,18 @@ import os
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swa.evaluation import Evaluation, gap_closed
 from swa.files import write_text
 from swa.layer_scores import LayerScores, mean
+from swa.pages import nice_ticks, render_page
 from swa.policy import AttentionPolicy, format_layers
 from swa.selection import Budget
 from swa.stability import selection_stability
 
 if TYPE_CHECKING:
     from swa.selection import Selection
-
-TEMPLATE = Path(__file__).parent / "data" / "report.html.jinja"
 
 WIDTH, LEFT = 1000, 78  # of both charts, in SVG units; LEFT holds the axis labels
 BARS_TOP, BARS_PLOT, BARS_BELOW = 8, 250, 44
@@ -69,17 +67,12 @@ def render(
     title: str | None = None,
 ) -> str:
     """The page that `report` writes, as text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_short_number
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     policy = selection if isinstance(selection, AttentionPolicy | None) else selection.policy
     chosen = (policy.full_attention_layers or ()) if policy else ()
     evaluations = evaluations or {}
     table = _table(scores, evaluations, chosen)
-    return template.render(
+    return render_page(
+        "report.html.jinja",
         title=title or f"Layer selection for {scores.model_name}",
         subtitle=_subtitle(scores, chosen),
         warnings=_warnings(scores, policy, evaluations),
@@ -456,22 +449,6 @@ def _heat(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
     }
 
 
-def nice_ticks(low: float, high: float, wanted: int = 5) -> tuple[list[float], int]:
-    """Round numbers that span [low, high], at least two, and the decimals that show them.
-
-    They are multiples of 1, 2 or 5 times a power of ten, so zero is one wherever it is in the span.
-    """
-    if low == high:
-        high = low + 1.0
-    span = high - low
-    power = math.floor(math.log10(span / wanted))
-    factor = next(f for f in (1, 2, 5, 10) if f * 10.0**power * wanted >= span)
-    step = factor * 10.0**power
-    first, last = math.floor(low / step), math.ceil(high / step)
-    ticks = [index * step for index in range(first, last + 1)]
-    return ticks, max(0, -power - (factor == 10))
-
-
 def _details(scores: LayerScores) -> list[tuple[str, str]]:
     policy = scores.policy
     window = policy.sliding_window
@@ -490,11 +467,6 @@ def _details(scores: LayerScores) -> list[tuple[str, str]]:
         ("Compute", f"{scores.dtype}, kernels for {scores.tier}"),
         ("Version", f"swa {scores.version}"),
     ]
-
-
-def _short_number(value: object) -> object:
-    """Coordinates with two decimals at most; what is no float as it is."""
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else value
 
 
 def _shorten(text: str, limit: int = 12) -> str:
