@@ -12,8 +12,8 @@ import pytest
 import swa
 from swa.evaluation import Evaluation, gap_closed
 from swa.layer_scores import LayerScores
-from swa.policy import AttentionPolicy
 from swa.pages import nice_ticks
+from swa.policy import AttentionPolicy
 from swa.reporting import render, report, score_command
 
 POLICY = AttentionPolicy(256, num_sink_tokens=4)
