@@ -14,6 +14,7 @@ from swa.errors import CheckpointError, SwaError, SwaWarning
 
 if TYPE_CHECKING:
     from swa import examples, suites, testing
+    from swa.budget import Budget
     from swa.controls import length_controls
     from swa.elimination import AdaptiveStop
     from swa.evaluation import Evaluation, evaluate
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from swa.policy import AttentionPolicy
     from swa.reporting import report
     from swa.score import score_layers
-    from swa.selection import Budget, Selection, select
+    from swa.selection import Selection, select
     from swa.stability import rank_agreement, selection_stability
     from swa.statistics import paired_bootstrap
     from swa.sweeps import SweepTable, sweep
@@ -68,7 +69,7 @@ __all__ = [
 _HOME = {
     "AdaptiveStop": "elimination",
     "AttentionPolicy": "policy",
-    "Budget": "selection",
+    "Budget": "budget",
     "Evaluation": "evaluation",
     "Example": "examples",
     "GateScores": "gate_scores",

@@ -44,6 +44,28 @@ def nll_work(
     return Work(float(linear + answer_len * _head_flops(config)), float(keys * _key_flops(config)))
 
 
+def prefill_work(
+    config: ModelConfig, policy: AttentionPolicy, full_layers: Collection[int], prompt_tokens: int
+) -> Work:
+    """Reading a prompt, with the logits of its last row."""
+    products, attention = nll_work(config, policy, full_layers, prompt_tokens, 0)
+    return Work(products + _head_flops(config), attention)
+
+
+def kv_bytes(
+    config: ModelConfig,
+    policy: AttentionPolicy,
+    full_layers: Collection[int],
+    n_tokens: int,
+    bytes_per_value: int = 2,
+) -> int:
+    """Keys and values that generation keeps after so many tokens, without padding."""
+    rows = policy.decode_rows(config, full_layers)
+    kept = np.where(rows.window == 0, n_tokens, np.minimum(rows.window + rows.sinks, n_tokens))
+    each = 2 * config.num_key_value_heads * config.head_dim * bytes_per_value
+    return int(kept.sum()) * each
+
+
 def sweep_work(
     config: ModelConfig,
     policy: AttentionPolicy,

@@ -336,8 +336,9 @@ def run(
         say: told what each step does.
     """
     from swa import examples
+    from swa.patterns import periodic_choices
     from swa.score import score_layers
-    from swa.selection import Budget, periodic_choices, select
+    from swa.selection import Budget, select
 
     started = time.monotonic()
     settings = settings or Settings()

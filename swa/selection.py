@@ -1,135 +1,137 @@
-"""Which layers keep full attention: budgets, the choice by score, and the usual fixed patterns."""
+"""Which layers keep full attention: the choice, by score or by search, and its file."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
-from swa import jsonio
+from swa import __version__, jsonio
+from swa.budget import Budget
 from swa.errors import InputError, ScoresError
+from swa.examples import content_hash
 from swa.files import write_text
+from swa.gates import Objective
 from swa.layer_scores import LayerScores, checked_integer
 from swa.policy import AttentionPolicy, format_layers
+from swa.problem import CalibrationProblem, Cost, ScoresProblem
+from swa.search import Search
+from swa.strategies import Plain, Strategy, describe, propose, resolve
+from swa.strategies.fewest import fewest
+from swa.strategies.joint import FIRST_ORDER
 
-SCHEMA = "swa.selection/1"
-# Far below a float's resolution, so that 1/12 and 0.35 come back from their floats as themselves.
-LARGEST_DENOMINATOR = 10**9
+if TYPE_CHECKING:
+    from swa.examples import Example
+    from swa.model import Model
 
+__all__ = ["Budget", "Selection", "select", "top_layers"]
 
-@dataclass(frozen=True)
-class Budget:
-    """How many layers keep full attention: exactly one of a number and a share.
-
-    Args:
-        full_attention_layers: a number of layers, >= 0.
-        fraction: a share of all layers of the model, in 0..1, rounded half up:
-            a quarter of 30 layers is 8.
-
-    Raises:
-        InputError: none or both are given, or a value is out of range.
-    """
-
-    full_attention_layers: int | None = None
-    fraction: float | None = None
-
-    def __post_init__(self) -> None:
-        count: object = self.full_attention_layers
-        share: object = self.fraction
-        if (count is None) == (share is None):
-            raise InputError("a budget is either full_attention_layers= or fraction=: give one")
-        # The dataclass is frozen for its users; normalising its own fields is the one exception.
-        if count is not None:
-            count = checked_integer(count, "full_attention_layers", 0)
-            object.__setattr__(self, "full_attention_layers", count)
-        elif not isinstance(share, bool) and isinstance(share, Real) and 0 <= float(share) <= 1:
-            object.__setattr__(self, "fraction", float(share))
-        else:
-            raise InputError(f"fraction must be a number in 0..1, not {share!r}")
-
-    def resolve(self, num_hidden_layers: int) -> int:
-        """The number of full-attention layers in a model of so many layers.
-
-        Raises:
-            InputError: the budget is more than the model has.
-        """
-        if self.full_attention_layers is None:
-            share = Fraction(self.fraction or 0).limit_denominator(LARGEST_DENOMINATOR)
-            return math.floor(share * num_hidden_layers + Fraction(1, 2))
-        if self.full_attention_layers > num_hidden_layers:
-            raise InputError(
-                f"the budget is {self.full_attention_layers} full-attention layers, the model has"
-                f" {num_hidden_layers}"
-            )
-        return self.full_attention_layers
+SCHEMA, OLD_SCHEMA = "swa.selection/2", "swa.selection/1"
 
 
 @dataclass(frozen=True, repr=False)
 class Selection:
-    """The layers that keep full attention, with the budget and the scores that chose them.
+    """The layers that keep full attention, with the budget and what chose them.
 
     Raises:
-        ScoresError: the layers are not ascending, not among those that the scores allow, without
-            those that the scores take for granted, or not as many as the budget says.
+        ScoresError: the layers are not ascending; not among those that the scores, or the search,
+            allow; without those that the scores take for granted; more than the budget says, or,
+            by `topk`, not as many.
     """
 
     layers: tuple[int, ...]
     budget: Budget
-    scores: LayerScores
+    scores: LayerScores | None = None
+    """The single-layer scores that it was chosen by, or that the search was given."""
+    search: Search | None = None
+    """What was measured on a model to find it; None where scores alone decided."""
+    strategy: str = "topk"
 
     def __post_init__(self) -> None:
+        if self.search is not None:
+            self.search.check(self.layers)
+            return
+        if self.scores is None:
+            raise ScoresError("a selection has scores, a search, or both")
         allowed = {*self.scores.scored_layers, *self.scores.fixed_layers}
         required = {*self.scores.fixed_layers}
         size = self.budget.resolve(self.scores.num_hidden_layers)
+        exactly = self.strategy == "topk"
         if (
             list(self.layers) != sorted(set(self.layers))
             or not required <= set(self.layers) <= allowed
-            or len(self.layers) != size
+            or len(self.layers) > size
+            or (exactly and len(self.layers) < size)
         ):
             raise ScoresError(
-                f"a selection from these scores is {size} ascending layers of {sorted(allowed)},"
-                f" {sorted(required)} among them, not {list(self.layers)}"
+                f"a selection from these scores is {'' if exactly else 'up to '}{size} ascending"
+                f" layers of {sorted(allowed)}, {sorted(required)} among them, not"
+                f" {list(self.layers)}"
             )
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """L, of the model."""
+        return self._source.num_hidden_layers
+
+    @property
+    def cost(self) -> Cost | None:
+        """What the search took; None where scores alone decided."""
+        return self.search.cost if self.search else None
 
     @cached_property
     def policy(self) -> AttentionPolicy:
-        """The policy that was scored, with the chosen layers full."""
-        return self.scores.policy.with_full_layers(self.layers, self.scores.num_hidden_layers)
+        """The policy that was scored or searched under, with the chosen layers full."""
+        return self._source.policy.with_full_layers(self.layers, self.num_hidden_layers)
+
+    @property
+    def _source(self) -> LayerScores | Search:
+        source = self.search or self.scores
+        assert source is not None  # by __post_init__
+        return source
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form: that of the policy, and under "selection" the budget and the scores."""
+        """The JSON form: that of the policy, and under "selection" what chose it."""
         origin = {
             "schema": SCHEMA,
-            "budget": asdict(self.budget),
-            "scores": self.scores.to_dict(),
+            "strategy": self.strategy,
+            "budget": self.budget.to_dict(),
+            "search": None if self.search is None else self.search.to_dict(),
+            "scores": None if self.scores is None else self.scores.to_dict(),
         }
         return self.policy.to_dict() | {"selection": origin}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selection:
-        """The selection that `to_dict` gave.
+        """The selection that `to_dict` gave, now or in version 0.1.
 
         Raises:
-            ScoresError: no "selection" in it, another schema, scores or a budget that are not
-                valid, or a policy that is not the one scored with these layers.
+            ScoresError: no "selection" in it, another schema; scores, a search or a budget that
+                are not valid; or a policy that is not the one scored with these layers.
         """
         policy = AttentionPolicy.from_dict(data)
         origin = data.get("selection")
-        if not isinstance(origin, Mapping) or origin.get("schema") != SCHEMA:
+        if not isinstance(origin, Mapping) or origin.get("schema") not in (SCHEMA, OLD_SCHEMA):
             raise ScoresError(
                 f'there is no "selection" of schema {SCHEMA!r} in it: a plain policy is read by'
                 " AttentionPolicy.load"
             )
-        budget, scores = origin.get("budget"), LayerScores.from_dict(origin.get("scores", {}))
-        if not isinstance(budget, Mapping) or budget.keys() - {"full_attention_layers", "fraction"}:
-            raise ScoresError(f"the selection's budget is not valid: {budget!r}")
-        selection = cls(policy.full_attention_layers or (), Budget(**budget), scores)
+        if origin["schema"] == OLD_SCHEMA:  # which knew two budgets and no search
+            origin = {"strategy": "topk", "search": None, **origin}
+        try:
+            budget = Budget.from_dict(origin.get("budget"))
+        except InputError as error:
+            raise ScoresError(f"the selection's budget is not valid: {error}") from error
+        scores, search = origin.get("scores"), origin.get("search")
+        if scores is not None:
+            scores = LayerScores.from_dict(scores)
+        if search is not None:
+            search = Search.from_dict(search, replace(policy, layer_types=None))
+        layers = policy.full_attention_layers or ()
+        selection = cls(layers, budget, scores, search, str(origin.get("strategy")))
         if selection.policy != policy:
             raise ScoresError("the policy is not the one that was scored")
         return selection
@@ -147,29 +149,184 @@ class Selection:
             raise ScoresError(f"{os.fspath(path)}: {error}") from error
 
     def __repr__(self) -> str:
-        return (
-            f"Selection: full attention in {len(self.layers)} of {self.scores.num_hidden_layers}"
+        line = (
+            f"Selection: full attention in {len(self.layers)} of {self.num_hidden_layers}"
             f" layers: [{format_layers(self.layers)}]"
         )
+        if self.search is None:
+            return line if self.strategy == "topk" else f"{line} ({self.strategy})"
+        head = f"{line}\n  strategy {self.strategy}, budget {self.budget}"
+        return "\n".join([head, *self.search.lines()])
 
 
-def select(scores: LayerScores, budget: Budget) -> Selection:
-    """Keep the layers that score highest, as many as the budget says.
+@overload
+def select(
+    source: LayerScores, budget: Budget, *, strategy: str | Strategy | Plain = ..., seed: int = ...
+) -> Selection: ...
 
-    Layers that were full already when the others were restored are kept, and count.
+
+@overload
+def select(
+    source: Model,
+    examples: Sequence[Example],
+    policy: AttentionPolicy,
+    budget: Budget,
+    *,
+    strategy: str | Strategy | Plain = ...,
+    objective: Objective = ...,
+    scores: LayerScores | None = ...,
+    seed: int = ...,
+    progress: bool = ...,
+) -> Selection: ...
+
+
+def select(
+    source: LayerScores | Model,
+    *given: Any,
+    strategy: str | Strategy | Plain | None = None,
+    seed: int = 0,
+    **named: Any,
+) -> Selection:
+    """Choose the layers that keep full attention, within a budget.
+
+    `select(scores, budget)` keeps the layers that score highest, each on its own: the top-k of
+    arXiv 2606.27791. Layers that were full already when the others were restored stay, and count.
+
+    `select(model, examples, policy, budget)` searches: it measures whole selections on calibration
+    examples, so that layers that help or replace each other are seen. Its budget is an upper bound.
+
+    Args:
+        source: what `swa.score_layers` gives, or what `swa.load` gives.
+        examples: to calibrate on; those that carry no signal are left out, with a warning.
+        policy: how sliding layers attend, without `layer_types`: select under what will be served.
+        budget: what full attention may cost.
+        strategy: a name of `swa.strategies.STRATEGIES` ("periodic:offset=1" gives it settings), or
+            one of your own: an object with `propose(problem, size)`, or a function like it. None:
+            "topk" on scores, "joint" on a model. Scores alone serve strategies that need no more.
+        objective: "nll" of the answers, or "kl" from the full-attention model's answers.
+        scores: a single-layer sweep of this model and policy; then the search takes its top-k
+            into account.
+        seed: of strategies that draw.
+        progress: show on stderr what has been spent.
 
     Raises:
-        InputError: the budget is more than can be selected, or less than is kept already.
+        InputError: the budget is more than can be selected, or cannot be met; an unknown strategy
+            or objective; arguments that do not go together.
+        PolicyError, ExampleError, ScoresError: as `swa.score_layers`.
     """
+    if isinstance(source, LayerScores):
+        names: tuple[str, ...] = ("budget",)
+        return _from_scores(source, strategy=strategy, seed=seed, **_bound(names, given, named))
+    names = ("examples", "policy", "budget")
+    return _on_model(source, strategy=strategy, seed=seed, **_bound(names, given, named))
+
+
+def _bound(names: tuple[str, ...], given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name."""
+    whole = ("scores", "model")[len(names) > 1]
+    allowed = {*names, *(("objective", "scores", "progress") if whole == "model" else ())}
+    bound = dict(zip(names, given, strict=False)) | named
+    if (
+        len(given) > len(names)
+        or set(names[: len(given)]) & named.keys()
+        or not set(names) <= bound.keys() <= allowed
+    ):
+        raise InputError(
+            "select takes (scores, budget) or (model, examples, policy, budget), and by name"
+            " strategy, seed, and with a model objective, scores, progress"
+        )
+    return bound
+
+
+def _from_scores(
+    scores: LayerScores, budget: Budget, strategy: str | Strategy | Plain | None, seed: int
+) -> Selection:
     size = budget.resolve(scores.num_hidden_layers)
-    return Selection(top_layers(scores, size), budget, scores)
+    if strategy is None or strategy == "topk":
+        return Selection(top_layers(scores, size), budget, scores)
+    chosen = resolve(strategy, seed=seed)
+    layers = propose(chosen, ScoresProblem(scores), size).layers
+    return Selection(layers, budget, scores, strategy=describe(strategy))
+
+
+def _on_model(
+    model: Model,
+    examples: Sequence[Example],
+    policy: AttentionPolicy,
+    budget: Budget,
+    strategy: str | Strategy | Plain | None,
+    seed: int,
+    objective: Objective = "nll",
+    scores: LayerScores | None = None,
+    progress: bool = False,
+) -> Selection:
+    named = "joint" if strategy is None else strategy
+    chosen = resolve(named, seed=checked_integer(seed, "seed", 0))
+    size = None if budget.nll_increase is not None else budget.size(model.config, policy)
+    with _Spending(shown=progress) as bar:
+        problem = CalibrationProblem(
+            model, examples, policy, objective, scores=scores, progress=bar.show
+        )
+        if size is not None:
+            proposal = propose(chosen, problem, size)
+        else:
+            proposal = fewest(chosen, problem, budget.nll_increase or 0.0)
+        full, sliding, losses = (
+            tuple(problem.loss(layers).tolist())
+            for layers in (problem.selectable, (), proposal.layers)
+        )
+    measured = [move.layers for move in proposal.trace if move.what == FIRST_ORDER]
+    search = Search(
+        policy=policy,
+        objective=objective,
+        size=size,
+        num_hidden_layers=problem.num_layers,
+        selectable_layers=problem.selectable,
+        model_name=model.name,
+        model_fingerprint=model.fingerprint,
+        dtype=model.dtype,
+        tier=model.engine.tier,
+        version=__version__,
+        examples_hash=content_hash(problem.examples),
+        tasks=problem.tasks,
+        loss_full=full,
+        loss_sliding=sliding,
+        loss_first_order=tuple(problem.loss(measured[0]).tolist()) if measured else None,
+        loss_chosen=losses,
+        trace=proposal.trace,
+        cost=problem.spent,
+    )
+    return Selection(proposal.layers, budget, scores, search, describe(named))
+
+
+class _Spending:
+    """A line on stderr that says what a search has taken so far."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._bar: Any = None
+        if shown:
+            from tqdm.auto import tqdm
+
+            shape = "selecting: {n:.1f} prefills an example [{elapsed}]"
+            self._bar = tqdm(bar_format=shape)
+
+    def __enter__(self) -> _Spending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, spent: Cost) -> None:
+        if self._bar is not None:
+            self._bar.update(spent.prefills - self._bar.n)
 
 
 def top_layers(scores: LayerScores, size: int) -> tuple[int, ...]:
     """The top-k of arXiv 2606.27791: by mean delta, each layer on its own, ties to the lower index.
 
     Raises:
-        InputError: as `select`.
+        InputError: more layers than can be selected, or fewer than are kept already.
     """
     fixed, candidates = scores.fixed_layers, scores.ranking
     if not len(fixed) <= size <= len(fixed) + len(candidates):
@@ -179,44 +336,3 @@ def top_layers(scores: LayerScores, size: int) -> tuple[int, ...]:
             f" {len(candidates)} have a score"
         )
     return tuple(sorted((*fixed, *candidates[: size - len(fixed)])))
-
-
-def periodic(num_layers: int, size: int, offset: int = 0) -> tuple[int, ...]:
-    """Every (num_layers / size)-th layer: floor(i * num_layers / size) + offset, i = 0..size-1.
-
-    Where the period is not an integer, gaps of its floor and its ceiling take turns. There are
-    ceil(num_layers / size) offsets, from 0: with each of them all layers are distinct and in range.
-
-    Raises:
-        InputError: size is not in 1..num_layers, or there is no such offset.
-    """
-    _check_size(num_layers, size, 1)
-    if not 0 <= offset < -(-num_layers // size):
-        raise InputError(
-            f"offset must be in 0..{-(-num_layers // size) - 1} for {size} of {num_layers} layers,"
-            f" not {offset}"
-        )
-    return tuple(i * num_layers // size + offset for i in range(size))
-
-
-def periodic_choices(num_layers: int, size: int) -> tuple[tuple[int, ...], ...]:
-    """`periodic` at every offset. Raises InputError: size is not in 1..num_layers."""
-    _check_size(num_layers, size, 1)
-    return tuple(periodic(num_layers, size, i) for i in range(-(-num_layers // size)))
-
-
-def first(num_layers: int, size: int) -> tuple[int, ...]:
-    """The lowest layers. Raises InputError: size is not in 0..num_layers."""
-    _check_size(num_layers, size, 0)
-    return tuple(range(size))
-
-
-def last(num_layers: int, size: int) -> tuple[int, ...]:
-    """The highest layers. Raises InputError: size is not in 0..num_layers."""
-    _check_size(num_layers, size, 0)
-    return tuple(range(num_layers - size, num_layers))
-
-
-def _check_size(num_layers: int, size: int, smallest: int) -> None:
-    if not smallest <= size <= num_layers:
-        raise InputError(f"cannot choose {size} of {num_layers} layers")

@@ -107,9 +107,9 @@ def assert_selection_matches(
     Args:
         golden: a file that `Selection.save` wrote, or that an update writes.
         tolerance: in noise floors.
-        noise_floor: in nats per answer token. Above 0, layers may change places if the golden
-            deltas of all that did lie within 2 `tolerance` noise floors, as each may have moved by
-            half of that.
+        noise_floor: in nats per answer token. Above 0, layers may change places if the golden file
+            has scores, and the deltas of all that did lie within 2 `tolerance` noise floors, as
+            each may have moved by half of that.
         update: as for `assert_scores_match`.
 
     Raises:
@@ -158,12 +158,12 @@ def compare_selections(actual: Selection, expected: Selection, allowed: float = 
     difference = actual.policy.differs_from(expected.policy)
     if difference:
         return f"policy: {difference}"
-    n_actual, n_expected = (s.scores.num_hidden_layers for s in (actual, expected))
+    n_actual, n_expected = (s.num_hidden_layers for s in (actual, expected))
     if n_actual != n_expected:
         return f"num_hidden_layers: {n_actual} against {n_expected}"
     lost = sorted(set(expected.layers) - set(actual.layers))
     gained = sorted(set(actual.layers) - set(expected.layers))
-    deltas = [expected.scores.delta[layer] for layer in lost + gained]
+    deltas = [_delta(expected, layer) for layer in lost + gained]
     known = [delta for delta in deltas if delta is not None]
     tied = len(lost) == len(gained) and len(known) == len(deltas)
     if not deltas or (tied and max(known) - min(known) <= allowed):
@@ -180,9 +180,13 @@ def compare_selections(actual: Selection, expected: Selection, allowed: float = 
 
 
 def _moved(verb: str, layer: int, actual: Selection, expected: Selection) -> str:
-    deltas = [selection.scores.delta[layer] for selection in (expected, actual)]
+    deltas = [_delta(selection, layer) for selection in (expected, actual)]
     shown = ["none" if delta is None else f"{delta:+.6f}" for delta in deltas]
     return f"{verb:7}{layer:6d}{shown[0]:>17}{shown[1]:>15}"
+
+
+def _delta(selection: Selection, layer: int) -> float | None:
+    return selection.scores.delta[layer] if selection.scores else None
 
 
 def _paired(actual: LayerValues, expected: LayerValues) -> list[tuple[int, float, float]]:

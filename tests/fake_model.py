@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from swa.examples import Example
-from swa.model import NllResult, SweepResult
+from swa.model import GatesResult, NllResult, SweepResult
 from swa.policy import AttentionPolicy
 
 
@@ -44,14 +44,16 @@ class FakeModel:
 
     def per_token(self, example: Example, full_layers: Collection[int]) -> np.ndarray:
         """float64 [A]."""
-        seed = sum(example.prompt_ids) + 1000 * len(example.answer_ids)
-        gains = np.random.RandomState(seed).uniform(
-            -0.1, 0.4, (self.config.num_hidden_layers, example.answer_len)
-        )
-        full = sorted(full_layers)
+        gains, full = self._gains(example), sorted(full_layers)
         together = sum(0.01 * gains[a] * gains[b] for a in full for b in full if a < b)
         nll: np.ndarray = 5.0 - gains[full].sum(axis=0) - together
         return np.full_like(nll, np.nan) if frozenset(full) == self._nan_with else nll
+
+    def _gains(self, example: Example) -> np.ndarray:
+        """float64 [L, A]: what each layer is worth to each answer token."""
+        seed = sum(example.prompt_ids) + 1000 * len(example.answer_ids)
+        shape = self.config.num_hidden_layers, example.answer_len
+        return np.random.RandomState(seed).uniform(-0.1, 0.4, shape)
 
     def nll_example(
         self,
@@ -61,6 +63,31 @@ class FakeModel:
     ) -> NllResult:
         nll = self.per_token(example, full_layers or ())
         return NllResult(nll, np.zeros(len(nll), dtype=bool))
+
+    def gates_example(
+        self,
+        example: Example,
+        policy: AttentionPolicy,
+        weights: np.ndarray,
+        windows: Sequence[int] = (0,),
+        *,
+        reference: np.ndarray | None = None,
+        progress: Callable[[float, float], None] | None = None,
+    ) -> GatesResult:
+        assert reference is None and tuple(windows) == (0,)
+        alpha, gains = weights[:, 1], self._gains(example)
+        if np.isin(alpha, (0, 1)).all():
+            loss = self.per_token(example, np.flatnonzero(alpha).tolist())
+        else:
+            given = alpha[:, None] * gains
+            together = given.sum(axis=0) ** 2 - (given**2).sum(axis=0)
+            loss = 5.0 - given.sum(axis=0) - 0.01 * together / 2
+        others = (alpha[:, None] * gains).sum(axis=0) - alpha[:, None] * gains
+        gradient = np.zeros((len(alpha), 2, 1))
+        slope = -(gains + 0.01 * gains * others).mean(axis=1)
+        for layer in self.selectable_layers:
+            gradient[layer, 1] = slope[layer]
+        return GatesResult(loss, np.zeros(len(loss), dtype=bool), gradient)
 
     def sweep_example(
         self,

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from fake_model import FakeModel, make_examples
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swa.budget import Budget
 from swa.errors import InputError, ScoresError
 from swa.layer_scores import LayerScores
+from swa.patterns import first, last, periodic, periodic_choices
 from swa.policy import AttentionPolicy
 from swa.score import score_layers
-from swa.selection import Budget, Selection, first, last, periodic, periodic_choices, select
+from swa.selection import Selection, select
 
 POLICY = AttentionPolicy(sliding_window=8, num_sink_tokens=2)
 
@@ -31,63 +31,6 @@ def with_deltas(
     model = FakeModel(len(deltas), native=native)
     scores = score_layers(model, make_examples(1), POLICY, base=base)
     return dataclasses.replace(scores, delta_per_example=(tuple(deltas),))
-
-
-# ---- budgets
-
-
-@pytest.mark.parametrize(
-    ("fraction", "num_layers", "expected"),
-    [
-        (0.25, 30, 8),  # 7.5
-        (0.25, 28, 7),
-        (0.25, 36, 9),
-        (0.25, 29, 7),  # 7.25
-        (0.35, 10, 4),  # 3.5, though the float 0.35 is below it
-        (1 / 12, 30, 3),  # 2.5, though the float 1/12 is not a twelfth
-        (Fraction(1, 12), 30, 3),
-        (1 / 3, 30, 10),
-        (0.2499999, 30, 7),
-        (np.float32(0.125), 28, 4),  # 3.5
-        (0.0, 30, 0),
-        (0.01, 30, 0),
-        (1, 30, 30),
-    ],
-)
-def test_fractions_round_half_up(fraction: Any, num_layers: int, expected: int) -> None:
-    assert Budget(fraction=fraction).resolve(num_layers) == expected
-
-
-@given(num_layers=st.integers(1, 200), size=st.integers(0, 200))
-def test_any_half_layer_rounds_up(num_layers: int, size: int) -> None:
-    if size < num_layers:
-        assert Budget(fraction=(2 * size + 1) / (2 * num_layers)).resolve(num_layers) == size + 1
-        assert Budget(fraction=size / num_layers).resolve(num_layers) == size
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({}, "give one"),
-        ({"full_attention_layers": 3, "fraction": 0.5}, "give one"),
-        ({"full_attention_layers": -1}, "full_attention_layers must be"),
-        ({"full_attention_layers": 2.0}, "full_attention_layers must be"),
-        ({"full_attention_layers": True}, "full_attention_layers must be"),
-        ({"fraction": 1.01}, "fraction must be"),
-        ({"fraction": -0.1}, "fraction must be"),
-        ({"fraction": float("nan")}, "fraction must be"),
-        ({"fraction": True}, "fraction must be"),
-        ({"fraction": "a quarter"}, "fraction must be"),
-    ],
-)
-def test_bad_budgets(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Budget(**arguments)
-
-
-def test_a_budget_beyond_the_model() -> None:
-    with pytest.raises(InputError, match="31 full-attention layers, the model has 30"):
-        Budget(full_attention_layers=31).resolve(30)
 
 
 # ---- the choice
@@ -198,7 +141,8 @@ def test_a_plain_policy_is_no_selection(tmp_path: Path) -> None:
         (("selection", "budget", "flops"), 2, "budget is not valid"),
         (("selection", "budget", "fraction"), 0.5, "give one"),
         (("selection", "scores", "delta"), [], "delta does not follow"),
-        (("selection", "scores"), None, "scores are a JSON object"),
+        (("selection", "scores"), 3, "scores are a JSON object"),
+        (("selection", "scores"), None, "has scores, a search, or both"),
     ],
 )
 def test_edited_files_are_refused(

@@ -13,9 +13,9 @@ from swa.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from swa.budget import Budget
     from swa.examples import Example
     from swa.model import Model
-    from swa.selection import Budget
 
 
 class Interrupted(Exception):
@@ -75,12 +75,29 @@ def words(options: Mapping[str, object]) -> list[str]:
     return [word for name, value in given.items() for word in (name, str(value))]
 
 
-def budget_of(layers: int | None, fraction: float | None) -> Budget:
-    from swa.selection import Budget
+def budget_of(
+    layers: int | None,
+    fraction: float | None,
+    prefill_flops: float | None = None,
+    kv_bytes: int | None = None,
+    at_tokens: int | None = None,
+    nll_increase: float | None = None,
+) -> Budget:
+    from swa.budget import Budget
 
-    if (layers is None) == (fraction is None):
-        raise InputError("give one of --layers K and --fraction F")
-    return Budget(full_attention_layers=layers, fraction=fraction)
+    given = {
+        "full_attention_layers": layers,
+        "fraction": fraction,
+        "prefill_flops": prefill_flops,
+        "kv_bytes": kv_bytes,
+        "nll_increase": nll_increase,
+    }
+    if len([value for value in given.values() if value is not None]) != 1:
+        raise InputError(
+            "give one budget: --layers K, --fraction F, or in `swa select` --prefill-flops F or"
+            " --kv-bytes N with --at-tokens, or --nll-increase X"
+        )
+    return Budget(prompt_tokens=at_tokens, **given)  # type: ignore[arg-type]
 
 
 def load_examples(

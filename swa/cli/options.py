@@ -64,6 +64,25 @@ Layers = Annotated[int | None, typer.Option(metavar="K", min=0, help="Keep K lay
 FractionOfLayers = Annotated[
     float | None, typer.Option("--fraction", help="Keep this share of the layers full.")
 ]
+PrefillFlops = Annotated[
+    float | None,
+    typer.Option(help="Share of full attention's prefill work, at --at-tokens."),
+]
+KvBytes = Annotated[
+    int | None,
+    typer.Option(min=1, help="Bytes of KV cache at --at-tokens, with windowed decode."),
+]
+AtTokens = Annotated[
+    int | None, typer.Option(min=1, help="Length at which --prefill-flops or --kv-bytes holds.")
+]
+NllIncrease = Annotated[
+    float | None,
+    typer.Option(help="As few layers as stay within so many nats a token of full attention."),
+]
+ObjectiveOption = Annotated[
+    Literal["nll", "kl"],
+    typer.Option(help="NLL of the answers, or divergence from full attention's."),
+]
 PolicyFile = Annotated[Path | None, typer.Option("--policy", help="What `swa select` wrote.")]
 PlotFile = Annotated[
     Path | None, typer.Option("--plot", help="Draw it into this file (needs the extra `plot`).")

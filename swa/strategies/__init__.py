@@ -7,7 +7,7 @@ that method, or a function of a problem and a size.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from swa.errors import InputError
@@ -19,7 +19,17 @@ from swa.strategies.patterns import First, Last, Periodic, Random
 from swa.strategies.rankings import FirstOrder, Path, TopK
 from swa.strategies.refine import Refine
 
-__all__ = ["STRATEGIES", "Move", "Proposal", "Strategy", "propose", "resolve", "summary"]
+__all__ = [
+    "STRATEGIES",
+    "Move",
+    "Plain",
+    "Proposal",
+    "Strategy",
+    "describe",
+    "propose",
+    "resolve",
+    "summary",
+]
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "joint": Joint,
@@ -37,8 +47,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
-def resolve(strategy: str | Strategy | Plain) -> Strategy | Plain:
+def resolve(strategy: str | Strategy | Plain, seed: int = 0) -> Strategy | Plain:
     """A strategy by its name, with settings after a colon if it has any: "random:seed=3".
+
+    `seed` is for strategies that draw, if their settings do not say another.
 
     Raises:
         InputError: an unknown name or setting, or something that is no strategy.
@@ -55,7 +67,7 @@ def resolve(strategy: str | Strategy | Plain) -> Strategy | Plain:
         raise InputError(f"there is no strategy {name!r}: there are {', '.join(STRATEGIES)}")
     made: Any = STRATEGIES[name]
     known = {field.name: field.default for field in fields(made)}
-    values: dict[str, float] = {}
+    values: dict[str, float] = {"seed": seed} if "seed" in known else {}
     for setting in settings.split(",") if settings else ():
         key, _, value = setting.partition("=")
         if key not in known:
@@ -66,6 +78,16 @@ def resolve(strategy: str | Strategy | Plain) -> Strategy | Plain:
             raise InputError(f"{name}: {key} must be a number, not {value!r}") from None
     strategy_: Strategy = made(**values)
     return strategy_
+
+
+def describe(strategy: str | Strategy | Plain) -> str:
+    """What a file or a table calls a strategy: its name, or what stands for it in code."""
+    if isinstance(strategy, str):
+        return strategy
+    if is_dataclass(strategy):
+        return repr(strategy)
+    name: str = getattr(strategy, "__qualname__", type(strategy).__qualname__)
+    return name
 
 
 def summary(name: str) -> str:

@@ -15,6 +15,7 @@ from swa.strategies.rankings import Path
 from swa.strategies.refine import LocalSearch
 
 SEARCH_SHARE = 0.35  # of what is left after the first measurements
+FIRST_ORDER = "first order"  # what the trace calls it
 FEWEST = 4  # steps that Frank-Wolfe needs
 
 
@@ -46,7 +47,7 @@ class Joint:
         layers, n = problem.selectable, problem.n_examples
         none_full = np.zeros(problem.num_layers)
         slope = problem.gradient(none_full)[1].mean(axis=0)
-        candidates = {"no layer": (), "first order": best(-slope, layers, size)}
+        candidates = {"no layer": (), FIRST_ORDER: best(-slope, layers, size)}
         if problem.known_deltas is not None:
             candidates["exact top-k"] = best(problem.known_deltas.mean(axis=0), layers, size)
         losses = {name: _mean_loss(problem, chosen) for name, chosen in candidates.items()}

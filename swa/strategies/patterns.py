@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from swa.errors import InputError
+from swa.patterns import first, last, periodic, periodic_choices
 from swa.problem import Problem
-from swa.selection import first, last, periodic, periodic_choices
 from swa.strategies.base import Move, Proposal
 
 
