@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from swa.elimination import AdaptiveStop
     from swa.evaluation import Evaluation, evaluate
     from swa.examples import Example
+    from swa.frontier import Pareto, pareto
     from swa.gate_scores import GateScores, score_gates
     from swa.layer_scores import LayerScores
     from swa.model import Model, load
@@ -43,6 +44,7 @@ __all__ = [
     "GateScores",
     "LayerScores",
     "Model",
+    "Pareto",
     "Selection",
     "SwaError",
     "SwaWarning",
@@ -54,6 +56,7 @@ __all__ = [
     "length_controls",
     "load",
     "paired_bootstrap",
+    "pareto",
     "rank_agreement",
     "report",
     "score_gates",
@@ -75,11 +78,13 @@ _HOME = {
     "GateScores": "gate_scores",
     "LayerScores": "layer_scores",
     "Model": "model",
+    "Pareto": "frontier",
     "Selection": "selection",
     "SweepTable": "sweeps",
     "evaluate": "evaluation",
     "length_controls": "controls",
     "load": "model",
+    "pareto": "frontier",
     "paired_bootstrap": "statistics",
     "rank_agreement": "stability",
     "report": "reporting",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from swa.controls import LengthControls
+    from swa.frontier import Pareto, ParetoPoint
     from swa.gate_scores import GateScores
     from swa.layer_scores import LayerScores
     from swa.stability import SelectionStability
@@ -168,6 +169,35 @@ def transfer_matrix(matrix: TransferMatrix, ax: Axes | None = None) -> Axes:
     ax.set_xlabel("evaluated on")
     ax.set_ylabel("calibrated on")
     ax.set_title(matrix.model_name)
+    return ax
+
+
+def pareto(curves: Pareto, ax: Axes | None = None) -> Axes:
+    """Loss over the work of a prefill, a line a policy; what nothing beats is ringed.
+
+    Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
+    """
+    ax = new_axes(ax, width=7, height=4.2)
+    lines: dict[str, list[ParetoPoint]] = {}
+    for point in curves.points:
+        lines.setdefault(point.semantics, []).append(point)
+    for name, points in lines.items():
+        work = [100 * point.prefill for point in points]
+        ax.plot(work, [point.loss for point in points], marker=".", label=name)
+    best = curves.best
+    ax.scatter(
+        [100 * point.prefill for point in best],
+        [point.loss for point in best],
+        s=60,
+        facecolors="none",
+        edgecolors="black",
+        label="not beaten",
+    )
+    ax.axhline(float(np.mean(curves.loss_full)), color="black", linewidth=0.8, linestyle="--")
+    ax.set_xlabel(f"prefill at {curves.prompt_tokens:,} tokens, % of full attention's FLOPs")
+    ax.set_ylabel(f"{curves.objective} (nats per token)")
+    ax.set_title(f"{curves.model_name}, {curves.strategy}")
+    ax.legend()
     return ax
 
 

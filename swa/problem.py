@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,28 @@ class Cost:
 
 
 NOTHING = Cost()
+
+
+class Spending:
+    """A line on stderr that says what has been spent so far, on `what`."""
+
+    def __init__(self, what: str, *, shown: bool) -> None:
+        self._bar: Any = None
+        if shown:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(bar_format=what + ": {n:.1f} prefills an example [{elapsed}]")
+
+    def __enter__(self) -> Spending:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, spent: Cost) -> None:
+        if self._bar is not None:
+            self._bar.update(spent.prefills - self._bar.n)
 
 
 class Problem(Protocol):

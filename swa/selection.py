@@ -17,7 +17,7 @@ from swa.files import write_text
 from swa.gates import Objective
 from swa.layer_scores import LayerScores, checked_integer
 from swa.policy import AttentionPolicy, format_layers
-from swa.problem import CalibrationProblem, Cost, ScoresProblem
+from swa.problem import CalibrationProblem, Cost, ScoresProblem, Spending
 from swa.search import Search
 from swa.strategies import Plain, Strategy, describe, propose, resolve
 from swa.strategies.fewest import fewest
@@ -263,7 +263,7 @@ def _on_model(
     named = "joint" if strategy is None else strategy
     chosen = resolve(named, seed=checked_integer(seed, "seed", 0))
     size = None if budget.nll_increase is not None else budget.size(model.config, policy)
-    with _Spending(shown=progress) as bar:
+    with Spending("selecting", shown=progress) as bar:
         problem = CalibrationProblem(
             model, examples, policy, objective, scores=scores, progress=bar.show
         )
@@ -297,29 +297,6 @@ def _on_model(
         cost=problem.spent,
     )
     return Selection(proposal.layers, budget, scores, search, describe(named))
-
-
-class _Spending:
-    """A line on stderr that says what a search has taken so far."""
-
-    def __init__(self, *, shown: bool) -> None:
-        self._bar: Any = None
-        if shown:
-            from tqdm.auto import tqdm
-
-            shape = "selecting: {n:.1f} prefills an example [{elapsed}]"
-            self._bar = tqdm(bar_format=shape)
-
-    def __enter__(self) -> _Spending:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, spent: Cost) -> None:
-        if self._bar is not None:
-            self._bar.update(spent.prefills - self._bar.n)
 
 
 def top_layers(scores: LayerScores, size: int) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of --help
     "control": checking.control,
     "transfer": checking.transfer,
     "select": selecting.select,
+    "pareto": selecting.pareto,
     "answer": evaluating.answer,
     "eval": evaluating.evaluate,
     "generate": running.generate,

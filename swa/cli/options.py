@@ -79,6 +79,9 @@ NllIncrease = Annotated[
     float | None,
     typer.Option(help="As few layers as stay within so many nats a token of full attention."),
 ]
+StrategySeed = Annotated[
+    int, typer.Option(min=0, help="Of the built-in mix and of strategies that draw.")
+]
 ObjectiveOption = Annotated[
     Literal["nll", "kl"],
     typer.Option(help="NLL of the answers, or divergence from full attention's."),

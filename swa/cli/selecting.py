@@ -1,13 +1,21 @@
-"""`swa select`: which layers keep full attention."""
+"""`swa select` and `swa pareto`: which layers keep full attention, and what that costs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from swa.cli.helpers import budget_of, load_examples, load_model, note, policy_fields, print_json
+from swa.cli.helpers import (
+    budget_of,
+    integers,
+    load_examples,
+    load_model,
+    note,
+    policy_fields,
+    print_json,
+)
 from swa.cli.options import (
     AtTokens,
     Consumer,
@@ -20,13 +28,16 @@ from swa.cli.options import (
     Layers,
     LocalOnly,
     MaxPositions,
+    ModelArgument,
     NllIncrease,
     ObjectiveOption,
     PerTask,
+    PlotFile,
     PrefillFlops,
     PromptTokens,
     Revision,
     SinkTokens,
+    StrategySeed,
     TailTokens,
     Threads,
     TokenizerPath,
@@ -75,9 +86,7 @@ def select(
         Path | None,
         typer.Option(help="With MODEL: what `swa score` wrote for it, to be taken into account."),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the built-in mix and of strategies that draw.")
-    ] = 0,
+    seed: StrategySeed = 0,
     dtype: Dtype = "bfloat16",
     threads: Threads = 0,
     revision: Revision = None,
@@ -137,6 +146,87 @@ def select(
     else:
         print(selection)
     note(f"wrote {out}")
+
+
+def pareto(
+    model: ModelArgument,
+    sliding_window: Window,
+    examples: ExamplesFile = None,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: Annotated[
+        str | None,
+        typer.Option(metavar="N[,N...]", help="Tails: each is selected under.  [default: 0]"),
+    ] = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
+    beside: Annotated[
+        Literal["vllm", "transformers"] | None,
+        typer.Option(help="Also measure what this stock server can run."),
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(metavar="K[,K...]", help="Numbers of full layers.  [default: all]"),
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option(metavar="NAME[:SETTING=N,...]", help="See `swa select --list`.")
+    ] = "path",
+    objective: ObjectiveOption = "nll",
+    at_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Length at which costs are told.  [default: the longest prompt]"),
+    ] = None,
+    examples_per_task: PerTask = None,
+    prompt_tokens: PromptTokens = None,
+    seed: StrategySeed = 0,
+    dtype: Dtype = "bfloat16",
+    threads: Threads = 0,
+    revision: Revision = None,
+    local_files_only: LocalOnly = False,
+    tokenizer: TokenizerPath = None,
+    max_position_embeddings: MaxPositions = None,
+    plot: PlotFile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure quality against cost: selections of every size, under every tail.
+
+    Layers are chosen anew under each policy, and each selection's loss is measured.
+    """
+    from swa.frontier import pareto as measure
+    from swa.policy import AttentionPolicy
+
+    fields = policy_fields(sliding_window, sink_tokens, None, decode, consumer)
+    policies = [AttentionPolicy(**fields)]
+    if beside:
+        policies.append(
+            AttentionPolicy.for_consumer(beside, sliding_window=fields["sliding_window"])
+        )
+    tails = None if tail_tokens is None else integers(tail_tokens, "--tail-tokens")
+    wanted = None if sizes is None else integers(sizes, "--sizes")
+    loaded = load_model(
+        model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
+    )
+    used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration")
+    found = measure(
+        loaded,
+        used,
+        policies,
+        tail_tokens=tails,
+        sizes=wanted,
+        strategy=strategy,
+        objective=objective,
+        prompt_tokens=at_tokens,
+        seed=seed,
+        progress=True,
+    )
+    if plot is not None:
+        found.plot().figure.savefig(plot)  # type: ignore[union-attr]
+        note(f"wrote {plot}")
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(found.table())
 
 
 def _summary(selection: Selection) -> dict[str, object]:
