@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -70,7 +71,7 @@ def test_panels_on_the_instructions_give_the_same_bits(tmp_path: Path) -> None:
 def test_the_suites_of_every_tier_on_emulated_tiles(emulated: Path) -> None:
     suites = [str(TESTS / f"test_{name}.py") for name in ("kernels", "attention", "sweep")]
     bitwise = "(TestBitwise and not threads and not windowed and not many and not wide)"
-    wanted = f"bfloat16 and (inear or nan or {bitwise}) or head_dims or grouped"
+    wanted = f"bfloat16 and (inear or nan_value or {bitwise}) or head_dims or grouped"
     code = f"""
 import pytest
 pytest.main([*{suites}, "--rootdir={TESTS.parent}", "-q", "-k", "{TIER} and ({wanted})"])
@@ -99,3 +100,119 @@ print(np.array_equal(stepped, whole), abs(vectors - whole).max() / abs(whole).ma
     same, difference = run_with(kind, emulated, code).split()
     assert same == "True"
     assert 0 < float(difference) < 0.02  # another order of summation, and nothing else
+
+
+# ---- permission ---------------------------------------------------------------------------------
+
+ENGINE = """
+import os, sys, warnings
+import numpy as np
+from swa import _core
+from glue import inputs, small_engine
+from refusing import refuse_tiles
+
+sizes = {"hidden_size": 96, "intermediate_size": 200, "head_dim": 64, "dtype": "bfloat16"}
+
+def bits(tier=None):
+    engine = small_engine(num_threads=2, tier=tier, **sizes)
+    return engine.tier, engine.nll(*inputs(engine, 70))[0].tobytes()
+
+def supported():
+    return _core.build_info()["tiers_supported"]
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+class TestPermission:
+    def test_without_it_the_next_tier_serves(self, kind: str, emulated: Path) -> None:
+        code = """
+refuse_tiles()
+assert "amx_bf16" in _core.build_info()["tiers_built"] and "amx_bf16" not in supported()
+assert bits() == bits("avx512_bf16")
+try:
+    bits("amx_bf16")
+except ValueError as error:
+    print(error)
+"""
+        said = run_with(kind, emulated, ENGINE + code)
+        assert "tier is 'amx_bf16'; this machine supports" in said
+
+    def test_it_is_asked_for_when_needed(self, kind: str, emulated: Path) -> None:
+        """Forced to another tier, an engine never asks."""
+        code = """
+refuse_tiles(kill=True)
+print(bits("avx512_bf16")[0], bits("portable")[0], flush=True)
+child = os.fork()
+if child == 0:
+    bits("amx_bf16")
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+        said = run_with(kind, emulated, ENGINE + code).split()
+        assert said == ["avx512_bf16", "portable", str(-signal.SIGSYS)]
+
+    def test_it_is_asked_for_once_and_forks_inherit_it(self, kind: str, emulated: Path) -> None:
+        code = """
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside a thread
+engine = small_engine(num_threads=2, tier="amx_bf16", **sizes)
+expected = engine.nll(*inputs(engine, 70))[0].tobytes()
+refuse_tiles()
+child = os.fork()
+if child == 0:
+    again = engine.nll(*inputs(engine, 70))[0].tobytes()
+    os._exit(0 if again == expected and bits() == ("amx_bf16", expected) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert bits() == ("amx_bf16", expected)
+print("well")
+"""
+        assert run_with(kind, emulated, ENGINE + code) == "well\n"
+
+    def test_exec_asks_anew(self, kind: str, emulated: Path) -> None:
+        """A process replaced after it had the permission loses it, and may be refused."""
+        code = """
+assert bits()[0] == "amx_bf16"
+refuse_tiles()
+after = "import other_core; from swa import _core; print(_core.build_info()['tier'])"
+os.execv(sys.executable, [sys.executable, "-c", after])
+"""
+        assert run_with(kind, emulated, ENGINE + code) == "avx512_bf16\n"
+
+
+@needs_amx
+def test_a_small_signal_stack_refuses_tiles() -> None:
+    """Linux does, where a thread's alternate signal stack could not hold them."""
+    code = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+memory = ctypes.create_string_buffer(8192)
+stack = Stack(ctypes.addressof(memory), 0, 8192)
+assert not ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None)
+assert bits() == bits("avx512_bf16")
+print("well")
+"""
+    assert run_python(ENGINE + code) == "well\n"
+
+
+@needs_amx
+def test_torch_multiplies_on_tiles_in_the_same_process() -> None:
+    code = """
+import threading
+import torch
+a = torch.randn(512, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
+product, expected = a @ a, bits("amx_bf16")
+same = []
+def multiply():
+    for _ in range(200):
+        same.append(torch.equal(a @ a, product))
+for _ in range(5):
+    assert torch.equal(a @ a, product) and bits("amx_bf16") == expected
+beside = threading.Thread(target=multiply)
+beside.start()
+while beside.is_alive():
+    assert bits("amx_bf16") == expected
+beside.join()
+assert len(same) == 200 and all(same)
+print("well")
+"""
+    assert run_python(ENGINE + code) == "well\n"
