@@ -15,6 +15,7 @@ from swa.errors import CheckpointError, SwaError, SwaWarning
 if TYPE_CHECKING:
     from swa import examples, suites, testing
     from swa.budget import Budget
+    from swa.comparison import Comparison, compare
     from swa.controls import length_controls
     from swa.elimination import AdaptiveStop
     from swa.evaluation import Evaluation, evaluate
@@ -39,6 +40,7 @@ __all__ = [
     "AttentionPolicy",
     "Budget",
     "CheckpointError",
+    "Comparison",
     "Evaluation",
     "Example",
     "GateScores",
@@ -50,6 +52,7 @@ __all__ = [
     "SwaWarning",
     "SweepTable",
     "__version__",
+    "compare",
     "errors",
     "evaluate",
     "examples",
@@ -73,6 +76,7 @@ _HOME = {
     "AdaptiveStop": "elimination",
     "AttentionPolicy": "policy",
     "Budget": "budget",
+    "Comparison": "comparison",
     "Evaluation": "evaluation",
     "Example": "examples",
     "GateScores": "gate_scores",
@@ -81,6 +85,7 @@ _HOME = {
     "Pareto": "frontier",
     "Selection": "selection",
     "SweepTable": "sweeps",
+    "compare": "comparison",
     "evaluate": "evaluation",
     "length_controls": "controls",
     "load": "model",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swa import jsonio
 from swa.errors import ExampleError, InputError, PolicyError, ScoresError
 from swa.examples import content_hash
+from swa.files import write_text
 from swa.grading import JUDGED, Grading, Judge, score_reply
 from swa.layer_scores import mean
 from swa.policy import AttentionPolicy
@@ -176,6 +180,18 @@ class Evaluation:
         if len(lengths) != 1 or 0 in lengths:
             raise ScoresError("the evaluation's lists must have one entry for each example")
         return evaluation
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON form to `path`, atomically. Raises OSError."""
+        write_text(path, jsonio.dumps_document(self.to_dict()))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Evaluation:
+        """Read an evaluation file. Raises OSError, or ScoresError naming the file."""
+        try:
+            return cls.from_dict(jsonio.loads(Path(path).read_bytes()))
+        except ValueError as error:
+            raise ScoresError(f"{os.fspath(path)}: {error}") from error
 
     def __repr__(self) -> str:
         tasks = ", ".join(f"{task} {nll:.3f}" for task, nll in self.by_task.items())

@@ -10,7 +10,17 @@ from typing import Annotated, TextIO
 
 import typer
 
-from swa.cli import checking, evaluating, reports, running, scoring, selecting, showing, sweeping
+from swa.cli import (
+    checking,
+    comparing,
+    evaluating,
+    reports,
+    running,
+    scoring,
+    selecting,
+    showing,
+    sweeping,
+)
 from swa.cli.helpers import Interrupted, note
 from swa.errors import JudgeError, SwaError, SwaWarning
 
@@ -28,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {  # in the order of --help
     "pareto": selecting.pareto,
     "answer": evaluating.answer,
     "eval": evaluating.evaluate,
+    "compare": comparing.compare,
     "generate": running.generate,
     "sweep": sweeping.sweep,
     "report": reports.report,

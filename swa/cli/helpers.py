@@ -151,6 +151,19 @@ def print_json(value: dict[str, Any]) -> None:
     print(jsonio.dumps_document(value), end="")
 
 
+def named_files(items: Sequence[str], option: str) -> dict[str, Path]:
+    """The paths of NAME=FILE options by name."""
+    files: dict[str, Path] = {}
+    for item in items:
+        name, _, path = item.partition("=")
+        if not (name and path):
+            raise InputError(f"{option} takes NAME=FILE, not {item!r}")
+        if name in files:
+            raise InputError(f"{option}: the name {name!r} is given twice")
+        files[name] = Path(path)
+    return files
+
+
 def print_table(table: Table) -> None:
     """A rich table on stdout, whole where nobody watches."""
     from rich.console import Console

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa.cli.helpers import budget_of, note
+from swa.cli.helpers import budget_of, named_files, note
 from swa.cli.options import (
     FractionOfLayers,
     Layers,
     PolicyFile,
 )
-from swa.errors import InputError, ScoresError
+from swa.errors import InputError
 
 if TYPE_CHECKING:
-    from swa.evaluation import Evaluation
     from swa.policy import AttentionPolicy
     from swa.selection import Selection
 
@@ -40,6 +39,7 @@ def report(
     It has the deltas by layer and by example, the chosen layers, the NLL of what was evaluated, and
     the command that repeats it.
     """
+    from swa.evaluation import Evaluation
     from swa.layer_scores import LayerScores
     from swa.policy import AttentionPolicy
     from swa.reporting import report as write_report
@@ -53,19 +53,7 @@ def report(
         selection = AttentionPolicy.load(policy)
     elif layers is not None or fraction is not None:
         selection = choose(loaded, budget_of(layers, fraction))
-    evaluations = dict(_named_evaluation(item) for item in evaluation or ())
+    files = named_files(evaluation or (), "--evaluation")
+    evaluations = {name: Evaluation.load(path) for name, path in files.items()}
     write_report(loaded, selection, out, evaluations=evaluations, title=title)
     note(f"wrote {out}")
-
-
-def _named_evaluation(item: str) -> tuple[str, Evaluation]:
-    from swa import jsonio
-    from swa.evaluation import Evaluation
-
-    name, separator, path = item.partition("=")
-    if not (name and separator and path):
-        raise InputError(f"--evaluation takes NAME=FILE, not {item!r}")
-    try:
-        return name, Evaluation.from_dict(jsonio.loads(Path(path).read_bytes()))
-    except ValueError as error:
-        raise ScoresError(f"{path}: {error}") from error
