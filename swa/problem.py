@@ -140,6 +140,13 @@ class Problem(Protocol):
     def gradient_price(self, alpha: F64) -> float:
         """What `gradient` takes at this point, in prefills an example."""
 
+    def lazy_ratios(self, num_last_tokens: int) -> F64:
+        """float64 [N, L]: how much of their attention the prompt's last tokens leave near them.
+
+        Near is what a sliding layer would see; a mean over tokens and heads, in the model with full
+        attention.
+        """
+
     def fresh(self) -> Problem:
         """The same problem with an account of its own: it shares all that is known."""
 
@@ -151,6 +158,7 @@ class _Known:
     losses: dict[tuple[frozenset[int], int], tuple[float, Cost]]
     gradients: dict[tuple[bytes, int], tuple[float, F64, Cost]]
     sweeps: dict[int, tuple[float, F64, Cost]]
+    ratios: dict[tuple[int, int], tuple[F64, Cost]]
     spent: Cost = NOTHING
 
 
@@ -180,7 +188,7 @@ class RecordingProblem(ABC):
         self.selectable = tuple(sorted(selectable))
         self.tasks = tuple(tasks)
         self._given_deltas, self._progress = known_deltas, progress
-        self._known = _Known({}, {}, {})
+        self._known = _Known({}, {}, {}, {})
         self._charged: set[Hashable] = set()
         self._cost = NOTHING
         self._swept = False
@@ -196,6 +204,10 @@ class RecordingProblem(ABC):
     @abstractmethod
     def run_sweep(self, index: int) -> tuple[float, F64]:
         """One example's loss with all layers sliding, and float64 [L] with one of them full."""
+
+    @abstractmethod
+    def run_ratios(self, num_last_tokens: int, index: int) -> F64:
+        """One example's lazy ratios, float64 [L]; taken to cost a full-attention pass."""
 
     def prepare(self, index: int) -> Cost:
         """Do, once, what an example needs before its runs, and tell what that took."""
@@ -263,6 +275,10 @@ class RecordingProblem(ABC):
         """What `gradient` takes at this point, in prefills an example."""
         return self._prefills(sum(self.gradient_work(alpha, i) for i in range(self.n_examples)))
 
+    def lazy_ratios(self, num_last_tokens: int) -> F64:
+        """float64 [N, L]: the share of attention that a sliding layer would keep."""
+        return np.array([self._ratios(num_last_tokens, i) for i in range(self.n_examples)])
+
     def fresh(self) -> Self:
         """The same problem with an account of its own: it shares all that is known."""
         other = copy(self)
@@ -311,6 +327,17 @@ class RecordingProblem(ABC):
         deltas = np.zeros(self.num_layers)
         deltas[list(self.selectable)] = sliding - restored[list(self.selectable)]
         return deltas
+
+    def _ratios(self, num_last_tokens: int, index: int) -> F64:
+        key = num_last_tokens, index
+        if key not in self._known.ratios:
+            work = self.loss_work(frozenset(self.selectable), index)
+            self._known.ratios[key] = self._timed(
+                lambda: self.run_ratios(num_last_tokens, index), work
+            )
+        ratios, cost = self._known.ratios[key]
+        self._charge(("ratios", *key), cost)
+        return ratios
 
     def _learn(self, layers: frozenset[int], index: int, loss: float, cost: Cost) -> None:
         """Keep a loss that a larger run has shown; here it is paid for with that run."""
@@ -421,6 +448,22 @@ class CalibrationProblem(RecordingProblem):
             restored[layer] = self._finite(float(sweep.run_nll[layer].mean()), [layer], index)
         return self._finite(float(sweep.base_nll.mean()), (), index), restored
 
+    def run_ratios(self, num_last_tokens: int, index: int) -> F64:
+        ids, windows = (
+            self.examples[index].prompt_ids,
+            np.array(self.policy.windows(self.num_layers)),
+        )
+        ratios = np.zeros(self.num_layers)
+        for window in np.unique(windows).tolist():
+            mass = self.model.attention_mass(
+                ids,
+                near_window=window,
+                near_sinks=self.policy.num_sink_tokens,
+                num_last_tokens=min(num_last_tokens, len(ids)),
+            )
+            ratios[windows == window] = mass.mean(axis=1)[windows == window]
+        return ratios
+
     def prepare(self, index: int) -> Cost:
         if self.objective == "nll":
             return NOTHING
@@ -493,6 +536,12 @@ class ScoresProblem:
         raise InputError(
             "this strategy takes gradients of the loss, which scores cannot tell: give the model"
             " and its examples"
+        )
+
+    def lazy_ratios(self, num_last_tokens: int) -> F64:
+        raise InputError(
+            "this strategy looks at attention, which scores cannot tell: give the model and its"
+            " examples"
         )
 
 

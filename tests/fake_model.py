@@ -89,6 +89,13 @@ class FakeModel:
             gradient[layer, 1] = slope[layer]
         return GatesResult(loss, np.zeros(len(loss), dtype=bool), gradient)
 
+    def attention_mass(
+        self, ids: Sequence[int], *, near_window: int, near_sinks: int, num_last_tokens: int
+    ) -> np.ndarray:
+        """float64 [L, 1]: the less, the more a layer gains."""
+        assert near_window >= 1 and near_sinks >= 0 and 1 <= num_last_tokens <= len(ids)
+        return 1 / (1 + self._gains(Example(tuple(ids), (0,))))
+
     def sweep_example(
         self,
         example: Example,

@@ -87,6 +87,11 @@ class PlantedProblem(RecordingProblem):
             alone[layer] = self.run_loss(frozenset([layer]), index)
         return self.run_loss(frozenset(), index), alone
 
+    def run_ratios(self, num_last_tokens: int, index: int) -> np.ndarray:
+        """The more a layer is worth on its own, the farther it looks."""
+        sliding, alone = self.run_sweep(index)
+        return np.nan_to_num(0.5 - 0.1 * (sliding - alone) / num_last_tokens)
+
     def loss_work(self, full_layers: frozenset[int], index: int) -> float:
         return SLIDING_PASS + (1 - SLIDING_PASS) * len(full_layers) / len(self.selectable)
 

@@ -16,7 +16,7 @@ from swa.strategies.frank_wolfe import FrankWolfe
 from swa.strategies.greedy import Backward, Forward
 from swa.strategies.joint import Joint
 from swa.strategies.patterns import First, Last, Periodic, Random
-from swa.strategies.rankings import FirstOrder, Path, TopK
+from swa.strategies.rankings import FirstOrder, LightTransfer, Path, TopK
 from swa.strategies.refine import Refine
 
 __all__ = [
@@ -40,6 +40,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "forward": Forward,
     "backward": Backward,
     "refine": Refine,
+    "lighttransfer": LightTransfer,
     "periodic": Periodic,
     "first": First,
     "last": Last,

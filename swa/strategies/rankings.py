@@ -67,6 +67,29 @@ class Path:
         return Proposal(ranked.layers, moves + ranked.trace)
 
 
+@dataclass(frozen=True)
+class LightTransfer:
+    """Least lazy layers (arXiv 2410.13846): those that attend farthest from the prompt's end.
+
+    A layer's lazy ratio is the share of attention of the last tokens that falls on what a sliding
+    layer would see. The published code leaves the causal mask out of the numerator, so its ratios
+    can exceed 1; here they do not. It votes per example for a fixed half of the layers; for any
+    budget, as here, the mean ratio ranks them.
+
+    Args:
+        last_tokens: whose attention counts (32 in the paper).
+    """
+
+    last_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        check_count(self.last_tokens, "last_tokens")
+
+    def propose(self, problem: Problem, size: int) -> Proposal:
+        far = 1 - problem.lazy_ratios(self.last_tokens).mean(axis=0)
+        return Proposal(best(far, problem.selectable, size))
+
+
 def _ranked(problem: Problem, benefit: F64, size: int, what: str) -> Proposal:
     layers = best(benefit, problem.selectable, size)
     return Proposal(layers, (Move(what, layers, -float(benefit[list(layers)].sum())),))
