@@ -26,34 +26,39 @@ def main() -> None:
     options = _options()
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
-        results = files.merge(options.merge) if options.merge else _measured(options)
+        if options.merge:
+            results, is_whole = files.merge(options.merge), True
+        else:
+            results, is_whole = _measured(options)
     except (ResultsError, Failed) as error:
         sys.exit(str(error))
     _show(results, console)
+    if not is_whole:
+        sys.exit("ended early; with --json, --resume measures the rest")
     if options.merge and options.json:
         results.save(options.json)
     if options.readme:
         _write(results, options.readme, console)
 
 
-def _measured(options: Any) -> Results:
-    """What was measured by now, whatever ended the run."""
+def _measured(options: Any) -> tuple[Results, bool]:
+    """What was measured, and whether nothing ended the run before its time."""
     subsets = options.subsets or list(SUBSETS)
     if any(SUBSETS[name].needs_peers for name in subsets):
         _require_peers()
     described = machine.describe(options.threads)
-    results = Results(described)
+    results = Results(described, options.quick)
     if options.resume and options.json.exists():
-        results = files.load(options.json)
-        if difference := files.different(results.machine, described):
-            raise ResultsError(f"{options.json} is not of this machine: {difference}")
+        found = files.load(options.json)
+        files.require_same(found, results, str(options.json), "this run")
+        results = found
 
     begun, others, before = time.monotonic(), machine.Others(), list(results.runs)
     shown = f"--repeats {options.repeats} --minutes {options.minutes:g}"
 
     def keep(results: Results) -> None:
         minutes = (time.monotonic() - begun) / 60
-        results.runs = [*before, Run(shown, minutes, others.share(), options.quick)]
+        results.runs = [*before, Run(shown, minutes, others.share())]
         if options.json:
             results.save(options.json)
 
@@ -65,14 +70,13 @@ def _measured(options: Any) -> Results:
             options.quick,
             Path(scratch),
         )
-        limits = Limits(options.repeats, 60 * options.minutes)
+        limits = Limits(options.repeats, 60 * options.minutes, options.only)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a time limit: as Ctrl-C
         try:
             run(setting, subsets, limits, results, keep=keep, say=_say)
         except KeyboardInterrupt:
-            print("ended early: what follows is what was measured by then", file=sys.stderr)
-            options.readme = None
-    return results
+            return results, False
+    return results, True
 
 
 def _say(text: str) -> None:
@@ -115,6 +119,9 @@ def _options() -> Any:
         metavar="SUBSET",
         help=f"of {', '.join(SUBSETS)}; default: all",
     )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="the cases whose names, as shown, contain this"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument(
         "--minutes", type=float, default=20.0, metavar="M", help="of the whole run; default: 20"
@@ -139,9 +146,9 @@ def _options() -> Any:
         parser.error(f"no subset {', '.join(sorted(unknown))}: there are {', '.join(SUBSETS)}")
     if options.repeats < 1 or options.threads < 1 or options.minutes <= 0:
         parser.error("--repeats, --threads and --minutes must be positive")
-    if options.merge and (options.subsets or options.resume or options.quick):
+    if options.merge and (options.subsets or options.only or options.resume or options.quick):
         parser.error("--merge measures nothing: it takes --json and --readme alone")
-    if not (options.merge or options.subsets or options.quick):
+    if not (options.merge or options.subsets or options.quick or options.only):
         options.json, options.readme = options.json or JSON, options.readme or README
     if options.resume and not options.json:
         parser.error("--resume needs --json FILE")

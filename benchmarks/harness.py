@@ -90,6 +90,8 @@ class Case:
     """Told the results of the first round; raises Disagreement."""
     is_timed: bool = True
     """If not, one round is enough: its results count."""
+    share: float = 1.0
+    """Of its subset's time, beside the other cases' shares."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,8 @@ def _full(setting: Setting, heads: tuple[int, int, int], n_tokens: int) -> Case:
             share_of(flops / median["ours"], median["peak"]),
         )
 
-    return Case(f"full {heads} {n_tokens}", calls, rows, same_numbers)
+    share = 3 if n_tokens == 8192 else 1
+    return Case(f"full {heads} {n_tokens}", calls, rows, same_numbers, share=share)
 
 
 def _windowed(setting: Setting, heads: tuple[int, int, int], n_tokens: int) -> Case:
@@ -231,7 +232,8 @@ def _windowed(setting: Setting, heads: tuple[int, int, int], n_tokens: int) -> C
             share_of(flops / median["ours"], median["peak"]),
         )
 
-    return Case(f"windowed {heads} {n_tokens}", calls, rows, same_numbers)
+    share = 3 if n_tokens == 8192 else 1
+    return Case(f"windowed {heads} {n_tokens}", calls, rows, same_numbers, share=share)
 
 
 def _flatness(setting: Setting, short: int, long: int) -> Case:

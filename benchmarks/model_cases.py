@@ -86,12 +86,7 @@ def _errors(
 
 def _llama_cpp_logits(full: dict[str, Any], work: dict[str, Any]) -> Case:
     """llama.cpp keeps more than bfloat16 between products, so its error is no bound for ours."""
-    peers = {
-        f"llama.cpp bf16{', flash attention' if flash else ''}": Call(
-            LLAMA_CPP, "prefill", {**work, **ROWS_TOLD, "flash_attention": flash}
-        )
-        for flash in (False, True)
-    }
+    peers = _llama_cpp(work | ROWS_TOLD)
     calls = {
         "exact": Call(OURS, "prefill", {**full, **ROWS_TOLD, "dtype": "float32"}),
         "ours": Call(OURS, "prefill", {**full, **ROWS_TOLD}),
@@ -112,7 +107,7 @@ def _llama_cpp_logits(full: dict[str, Any], work: dict[str, Any]) -> Case:
 
 
 def _sweep_in_float32(setting: Setting) -> Case:
-    n_tokens, window = (192, 24) if setting.quick else (384, 48)
+    n_tokens, window = (192, 24) if setting.quick else (256, 32)
     work = _example(setting, n_tokens) | {"window": window, "dtype": "float32"}
     calls = {
         "ours": Call(OURS, "sweep", work),
@@ -164,6 +159,7 @@ def prefill(setting: Setting) -> Iterator[Case]:
     for n_tokens in (768,) if setting.quick else (6144, 3072, 1536):
         yield _prefill_full(setting, n_tokens)
         yield _prefill_sliding(setting, n_tokens)
+        yield _prefill_llama_cpp(setting, n_tokens)
 
 
 def _prefill_full(setting: Setting, n_tokens: int) -> Case:
@@ -171,10 +167,6 @@ def _prefill_full(setting: Setting, n_tokens: int) -> Case:
     calls = {
         "ours": Call(OURS, "prefill", {**work, "window": 0, "sinks": 0}),
         "transformers bf16": Call(TRANSFORMERS, "prefill", work),
-        "llama.cpp bf16": Call(LLAMA_CPP, "prefill", {**work, "flash_attention": False}),
-        "llama.cpp bf16, flash attention": Call(
-            LLAMA_CPP, "prefill", {**work, "flash_attention": True}
-        ),
         "peak": setting.peak(),
     }
     policy = swa.AttentionPolicy(sliding_window=n_tokens)
@@ -185,15 +177,33 @@ def _prefill_full(setting: Setting, n_tokens: int) -> Case:
             Title("SmolLM2, full", "T", n_tokens),
             median["ours"],
             median,
-            {
-                "transformers bf16": 2.3 if n_tokens == 6144 else None,
-                "llama.cpp bf16": None,
-                "llama.cpp bf16, flash attention": None,
-            },
+            {"transformers bf16": 2.3 if n_tokens == 6144 else None},
             share_of(flops / median["ours"], median["peak"]),
         )
 
-    return Case(f"full {n_tokens}", calls, rows, agreement.same_logits)
+    share = 4 if n_tokens == 6144 else 1
+    return Case(f"full {n_tokens}", calls, rows, agreement.same_logits, share=share)
+
+
+def _prefill_llama_cpp(setting: Setting, n_tokens: int) -> Case:
+    """Apart from transformers, which need not wait for it."""
+    work = {"path": setting.model_path, "ids": _ids(setting, n_tokens)}
+    peers = _llama_cpp(work)
+    calls = {"ours": Call(OURS, "prefill", {**work, "window": 0, "sinks": 0}), **peers}
+
+    def rows(median: Medians, _: Results) -> list[Row]:
+        title = Title("SmolLM2, full", "T", n_tokens)
+        return by_seconds(title, median["ours"], median, dict.fromkeys(peers))
+
+    return Case(f"llama.cpp {n_tokens}", calls, rows, agreement.same_logits)
+
+
+def _llama_cpp(work: dict[str, Any]) -> dict[str, Call]:
+    """Its prefill without and with flash attention, which is not always faster on a CPU."""
+    return {
+        name: Call(LLAMA_CPP, "prefill", {**work, "flash_attention": flash})
+        for name, flash in (("llama.cpp bf16", False), ("llama.cpp bf16, flash attention", True))
+    }
 
 
 def _prefill_sliding(setting: Setting, n_tokens: int) -> Case:
@@ -221,7 +231,8 @@ def _prefill_sliding(setting: Setting, n_tokens: int) -> Case:
             share_of(flops / median["ours"], median["peak"]),
         )
 
-    return Case(f"sliding {n_tokens}", calls, rows, agreement.same_logits)
+    share = 4 if n_tokens == 6144 else 1
+    return Case(f"sliding {n_tokens}", calls, rows, agreement.same_logits, share=share)
 
 
 def sweep(setting: Setting) -> Iterator[Case]:

@@ -81,7 +81,7 @@ def quantity(value: float, unit: str) -> str:
 def notes(results: Results) -> Iterator[str]:
     """How it was measured, and what is missing."""
     for run in results.runs:
-        quick = ", `--quick`: small sizes" if run.quick else ""
+        quick = ", `--quick`: small sizes" if results.quick else ""
         others = ""
         if run.others is not None:
             others = f"; other processes took {run.others:.0%} of the CPUs meanwhile"

@@ -36,7 +36,6 @@ class Run:
     minutes: float
     others: float | None
     """Share of the CPUs' time that other processes took meanwhile; None where it is not known."""
-    quick: bool = False
 
 
 @dataclass
@@ -44,6 +43,8 @@ class Results:
     """All cases measured on one machine, in one run or in several."""
 
     machine: dict[str, Any]
+    quick: bool = False
+    """Small sizes."""
     cases: list[CaseResult] = field(default_factory=list)
     cut: list[tuple[str, str]] = field(default_factory=list)
     """Subset and name of the cases that there was no time for."""
@@ -95,7 +96,7 @@ def load(path: Path) -> Results:
         ]
         runs = [Run(**run) for run in document["runs"]]
         cut = [(subset, name) for subset, name in document["cut"]]
-        return Results(document["machine"], cases, cut, runs)
+        return Results(document["machine"], document["quick"], cases, cut, runs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path} holds no results of this version: {error!r}") from None
 
@@ -104,12 +105,11 @@ def merge(paths: Sequence[Path]) -> Results:
     """Several files as one; where two have the same case, the later file's counts.
 
     Raises:
-        ResultsError: a file cannot be read, or two are of different machines or libraries.
+        ResultsError: a file cannot be read, or two are of different machines, libraries or sizes.
     """
     first, *others = (load(path) for path in paths)
     for path, other in zip(paths[1:], others, strict=True):
-        if difference := different(first.machine, other.machine):
-            raise ResultsError(f"{path} is not of the same machine as {paths[0]}: {difference}")
+        require_same(first, other, str(paths[0]), str(path))
         for case in other.cases:
             first.add(case)
         first.runs += other.runs
@@ -118,9 +118,12 @@ def merge(paths: Sequence[Path]) -> Results:
     return first
 
 
-def different(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first thing in which two machines differ; empty if there is none."""
-    for key in one.keys() | other.keys():
-        if one.get(key) != other.get(key):
-            return f"{key} is {other.get(key)!r}, not {one.get(key)!r}"
-    return ""
+def require_same(one: Results, other: Results, one_name: str, other_name: str) -> None:
+    """Raises ResultsError: measured on different machines, with other libraries or sizes."""
+    first, second = (r.machine | {"quick": r.quick} for r in (one, other))
+    for key in first.keys() | second.keys():
+        if first.get(key) != second.get(key):
+            raise ResultsError(
+                f"{other_name} cannot go with {one_name}: {key} is {second.get(key)!r}, not"
+                f" {first.get(key)!r}"
+            )

@@ -23,7 +23,7 @@ ANSWER_LEN = 8
 
 def threads(setting: Setting) -> Iterator[Case]:
     """Prefill and sweep on more threads, against the scaling of the peak loop itself."""
-    n_tokens = 384 if setting.quick else 1024
+    n_tokens = 256 if setting.quick else 512
     prompt, answer = setting.prompt(n_tokens)
     shared = {"path": setting.model_path, "sinks": SINKS}
     works = {

@@ -135,7 +135,9 @@ class TestRun:
             run, "Workers", lambda n: Workers(n, lambda s, _: FakeWorker(s.module, [1.0] * 9, []))
         )
 
-        def go(found: Results, *subsets: str, seconds: float = 60.0, **cases: Any) -> list[Results]:
+        def go(
+            found: Results, *subsets: str, seconds: float = 60.0, only: str = "", **cases: Any
+        ) -> list[Results]:
             table = {
                 name: run.Subset(lambda _, made=made: iter(made), share=1)
                 for name, made in cases.items()
@@ -146,7 +148,7 @@ class TestRun:
             run.run(
                 setting,
                 subsets,
-                run.Limits(1, seconds),
+                run.Limits(1, seconds, only),
                 found,
                 keep=lambda r: kept.append(replace(r, cases=[*r.cases], cut=[*r.cut])),
                 say=lambda _: None,
@@ -167,9 +169,14 @@ class TestRun:
         assert not found.cut
 
     def test_what_is_there_is_not_measured_again(self, go: Callable[..., list[Results]]) -> None:
-        found = Results(MACHINE, [CaseResult("x", "a", [])], [("x", "b")])
+        found = Results(MACHINE, False, [CaseResult("x", "a", [])], [("x", "b")])
         assert len(go(found, "x", x=[a_case("a"), a_case("b")])) == 1
         assert found.rows("x")[0].ours == 1.0 and not found.cut
+
+    def test_cases_can_be_picked_by_their_names(self, go: Callable[..., list[Results]]) -> None:
+        found = Results(MACHINE)
+        go(found, "x", only="long", x=[a_case("short"), a_case("long one")])
+        assert [case.name for case in found.cases] == ["long one"] and not found.cut
 
     def test_what_there_is_no_time_for_is_said(self, go: Callable[..., list[Results]]) -> None:
         found = Results(MACHINE)
@@ -198,6 +205,7 @@ class TestResults:
     def test_round_trip(self, tmp_path: Path) -> None:
         whole = Results(
             MACHINE,
+            True,
             [CaseResult("gemm", "a", [self.row], {"peer": "ill"})],
             [("gemm", "b")],
             [Run("--repeats 1", 2.5, None)],
@@ -214,10 +222,18 @@ class TestResults:
         assert {(c.name, c.rows[0].ours) for c in merged.cases} == {("a", 1), ("b", 3), ("c", 4)}
         assert merged.cut == [("y", "d")]
 
-    def test_files_of_two_machines_do_not(self, tmp_path: Path) -> None:
-        one = self.saved(tmp_path / "1")
-        two = self.saved(tmp_path / "2", machine={**MACHINE, "num_threads": 8})
-        with pytest.raises(ResultsError, match="2 is not of the same machine.*num_threads is 8"):
+    @pytest.mark.parametrize(
+        "other, told",
+        [
+            ({"machine": {**MACHINE, "num_threads": 8}}, "num_threads is 8, not 2"),
+            ({"quick": True}, "quick is True, not False"),
+        ],
+    )
+    def test_files_of_different_runs_do_not(
+        self, tmp_path: Path, other: dict[str, Any], told: str
+    ) -> None:
+        one, two = self.saved(tmp_path / "1"), self.saved(tmp_path / "2", **other)
+        with pytest.raises(ResultsError, match=f"2 cannot go with .*1: {told}"):
             results.merge([one, two])
 
     @pytest.mark.parametrize("content", [None, "", "{}", '{"cases": [{"rows": [{}]}]}'])
@@ -259,7 +275,7 @@ def test_results_replace_results_between_the_markers(tmp_path: Path) -> None:
         Row("a case", "s", 1.0, "peer", 3.0, 3.0, 4.0, 0.8, 0.7, axis="T", at=at, rounds=2)
         for at in (2048, 512)
     )
-    found = Results(MACHINE, [CaseResult("gemm", "a", [long, short], {"peer": "ill"})])
+    found = Results(MACHINE, cases=[CaseResult("gemm", "a", [long, short], {"peer": "ill"})])
     text = render.markdown(found, ["gemm"], ["plots/a.png"])
     for _ in range(2):  # again: nothing piles up
         render.insert(readme, text)
@@ -277,7 +293,7 @@ def test_plots(tmp_path: Path) -> None:
         Row("full", "s", 0.1 * at, "torch", 0.2 * at, 2.0, 2.2, 0.6, axis="T", at=at)
         for at in (1024, 2048)
     ]
-    found = Results(MACHINE, [CaseResult("attention", "a", rows)])
+    found = Results(MACHINE, cases=[CaseResult("attention", "a", rows)])
     drawn = plots.draw(found, tmp_path / "plots")
     assert [path.name for path in drawn] == ["attention.png", "roofline.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
