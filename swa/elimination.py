@@ -1,25 +1,34 @@
-"""Stopping a sweep early: which layers are in the top k, or out of it, at a stated confidence.
+"""Stopping a sweep early: how many examples are enough, at a stated confidence.
 
-The rule. A unit is one example; where all tasks have equally many, a round of one example of each.
-For a pair of layers take the differences x of their deltas, one a unit: sum S, sum of squares V.
-Under "no difference", with normal x of any variance,
+Two rules work together. Both look after *units*: single examples; where all tasks have equally
+many, a round of one example of each.
 
-    E(n) = sqrt(c / (n + c)) * (V / (V - S^2 / (n + c))) ^ (n / 2)
+**Elimination** looks for the exact top k. For a pair of layers take the differences x of their
+deltas, n of them in r rounds of G tasks, with mean m, and w = d (sum over tasks of the variance
+within the task) / G, where d are Satterthwaite's degrees of freedom, from r - 1 (one task varies)
+to n - G (all vary alike). With q = n m^2,
 
-is a test martingale of mean 1 (the t-test's likelihood ratio against effects of variance 1 / c, as
-in Lai 1976 and Wang and Ramdas 2023), so it exceeds p with probability 1 / p at most, *over all n
-together*: looking after every unit costs nothing. A pair is told apart once E > pairs / (1 -
-confidence), the sign of S saying which is better; `pairs` = k (K - k) is the number of pairs that
-could spoil the top k of K layers, so Bonferroni's bound covers all of them.
+    E = sqrt(c / (n + c)) * ((w + q) / (w + q c / (n + c))) ^ ((d + 1) / 2)
 
-A layer that k others beat is out; one that beats K - k others is in; both are settled for good and
-need no more runs. The selection is decided when all layers are settled, or when no layer left out
-can be better than a chosen one by more than the tolerance (the same test of x + tolerance).
+is the likelihood ratio of the t-test for effects of variance 1 / c: for normal x of any variance
+a test martingale of mean 1 under "no difference" (Lai 1976; Wang and Ramdas 2023; exactly so where
+tasks vary alike, or there is one). So it exceeds p with probability 1 / p at most *over all n
+together*, and looking after every unit costs nothing. A pair is told apart once
+E > 2 k (K - k) / (1 - confidence): so many pairs could spoil the top k of K layers, and half of the
+error is left for the other rule. A layer that k others beat is out, one that beats K - k others is
+in; both are *settled*, and need no more runs.
 
-What that promises: with probability `confidence` no layer is settled wrongly, and no layer left out
-of a decided selection is better than a chosen one by more than the tolerance, for examples like
-those drawn. Differences of few examples are not quite normal; `tests/test_elimination.py` measures
-how often the rule errs, on normal, skewed and heavy-tailed ones.
+**Shortfall** asks for less, since layers near the boundary may be as good as tied: how much more
+could the best k layers be worth than the k chosen now, as a share of what those are worth? The
+bound is a quantile of the bootstrap over examples (see `swa.resampling`): of the difference
+between the best k of a resample and the chosen ones in it. It is looked at whenever the examples
+have grown by 40%, with the other half of the error divided by the number of looks (Bonferroni).
+
+The sweep ends when all layers are settled, or the shortfall is within the tolerance. That promises:
+with probability `confidence` no layer is settled wrongly and the shortfall is no larger than said,
+for examples like those drawn. Deltas of few examples are not quite normal, and what shows in one
+example of twenty can hide from all of them: `tests/test_elimination.py` measures how often the
+rules err on skewed, heavy-tailed and unequal noise (less often than they may).
 """
 
 from __future__ import annotations
@@ -33,19 +42,22 @@ import numpy as np
 
 from swa.errors import InputError
 from swa.policy import format_layers
-from swa.resampling import F64, checked_confidence
+from swa.resampling import F64, checked_confidence, resampled_means, student_tail
 
 if TYPE_CHECKING:
     from swa.selection import Budget
 
-PRIOR_UNITS = 0.25  # c above: effects of about two standard deviations are looked for
+PRIOR_EXAMPLES = 1.0  # c above: effects of about one standard deviation are looked for
+FIRST_LOOK, GROWTH = 8, 1.4  # examples at the first look at the shortfall, and until the next
+MIN_UNITS = 3  # before that
+N_BOOTSTRAP = 2000
 
 Verdict = Literal["in", "out"]
 
 
 @dataclass(frozen=True)
 class AdaptiveStop:
-    """When `score_layers` may stop: once the top layers are known at this confidence.
+    """When `score_layers` may stop: once the top layers are known well enough, this surely.
 
     Raises:
         InputError: a value out of range.
@@ -54,8 +66,8 @@ class AdaptiveStop:
     budget: Budget
     """Whose top layers are looked for."""
     confidence: float = 0.95
-    tolerance: float = 0.0
-    """In nats per answer token: how much better a layer left out may be than a chosen one."""
+    tolerance: float = 0.05
+    """How much more the best layers may be worth than the chosen ones, as a share of these."""
 
     def __post_init__(self) -> None:
         checked_confidence(self.confidence)
@@ -82,7 +94,10 @@ class Adaptive:
     confidence: float
     tolerance: float
     is_decided: bool
-    """Whether the selection was known when the sweep ended."""
+    """Whether the examples were enough."""
+    shortfall: float | None
+    """Bound at the last look, as a share of what the chosen layers are worth; None before the
+    first, or where they are worth nothing."""
     settled: tuple[Settled, ...]
     """In the order of settling."""
     examples: tuple[int, ...]
@@ -104,18 +119,18 @@ class Adaptive:
 
     def __str__(self) -> str:
         enough = "enough" if self.is_decided else "not enough"
+        bound = "" if self.shortfall is None else f": others add {self.shortfall:.0%} at most"
         return (
-            f"{len(self.examples)} of {self.n_offered} examples were {enough} to know the top"
-            f" {self.size} layers at {self.confidence:.0%}"
-            + (f", up to {self.tolerance:g} nats" if self.tolerance else "")
-            + f"; settled: {format_layers(self.layers('in')) or 'none'} in,"
+            f"{len(self.examples)} of {self.n_offered} examples were {enough} for the top"
+            f" {self.size} layers (within {self.tolerance:.0%}, {self.confidence:.0%} sure){bound};"
+            f" settled: {format_layers(self.layers('in')) or 'none'} in,"
             f" {format_layers(self.layers('out')) or 'none'} out;"
             f" {self.saved:.0%} of the work saved"
         )
 
 
 def shuffled_units(tasks: Sequence[str], seed: int) -> list[tuple[int, ...]]:
-    """The examples, by index, in the random order that the rule needs, a tuple for each unit.
+    """The examples, by index, in the random order that the rules need, a tuple for each unit.
 
     Where all tasks have equally many examples, that is a design: a unit is one of each.
     """
@@ -133,19 +148,18 @@ def shuffled_units(tasks: Sequence[str], seed: int) -> list[tuple[int, ...]]:
 
 
 class Elimination:
-    """The rule's state, fed with one unit after the other.
+    """The first rule's state, fed with one unit after the other.
 
     Args:
         layers: the K layers to choose from.
         size: how many of them are chosen, 1 to K - 1.
+        error: probability of a wrong verdict, at most.
 
     Raises:
         InputError: another size, which leaves nothing to find out.
     """
 
-    def __init__(
-        self, layers: Sequence[int], size: int, confidence: float, tolerance: float
-    ) -> None:
+    def __init__(self, layers: Sequence[int], size: int, error: float) -> None:
         if not 0 < size < len(layers):
             raise InputError(
                 f"choosing {size} of {len(layers)} layers leaves nothing to find out: score without"
@@ -153,68 +167,99 @@ class Elimination:
             )
         self.open = tuple(layers)
         """Layers that are neither in nor out yet."""
-        self.is_decided = False
-        self._slots = size  # of the open layers
-        self._limit = math.log(size * (len(layers) - size) / (1 - confidence))
+        self.slots = size
+        """How many of the open layers will be chosen."""
+        self._limit = math.log(size * (len(layers) - size) / error)
         self._n_units = 0
-        self._totals = np.zeros(len(layers))
-        # Of each pair's differences as they are, and of those plus the tolerance: sums, sums of
-        # squares, and whether the first was ever found larger. A claim once made stands: the bound
-        # is over all looks together.
-        self._shifts = np.array([0.0, tolerance])[:, None, None]
-        self._sums, self._squares = np.zeros((2, 2, len(layers), len(layers)))
-        self._larger = np.zeros(self._sums.shape, dtype=bool)
+        # Of each pair's differences within each task: sums and sums of squares, [G, K, K].
+        self._sums = self._squares = np.zeros((1, len(layers), len(layers)))
+        self._better = np.zeros((len(layers), len(layers)), dtype=bool)
 
-    def observe(self, deltas: Mapping[int, float]) -> dict[int, Verdict]:
-        """Take in a unit's delta of every open layer; returns the layers that this settles."""
-        row = np.array([deltas[layer] for layer in self.open])
-        differences = row[:, None] - row + self._shifts
+    def observe(self, unit: F64) -> dict[int, Verdict]:
+        """Take in a unit, float64 [G, open layers]; returns the layers that this settles."""
+        differences = unit[:, :, None] - unit[:, None, :]
         self._n_units += 1
-        self._totals += row
-        self._sums += differences
-        self._squares += differences**2
-        evidence = _log_evidence(self._n_units, self._sums, self._squares)
-        self._larger |= evidence > self._limit
+        self._sums = self._sums + differences
+        self._squares = self._squares + differences**2
+        # A claim once made stands: the bound is over all looks together.
+        self._better |= _log_evidence(self._n_units, self._sums, self._squares) > self._limit
         verdicts = self._verdicts()
-        self._slots -= sum(verdict == "in" for verdict in verdicts.values())
-        self._keep([layer not in verdicts for layer in self.open])
-        leads = np.isin(self.open, self.leading())
-        self.is_decided = bool(self._larger[1][np.ix_(leads, ~leads)].all())
+        self.slots -= sum(verdict == "in" for verdict in verdicts.values())
+        kept = np.flatnonzero([layer not in verdicts for layer in self.open])
+        self.open = tuple(self.open[index] for index in kept)
+        pairs = np.ix_(kept, kept)
+        self._sums, self._squares = (
+            self._sums[:, pairs[0], pairs[1]],
+            self._squares[:, pairs[0], pairs[1]],
+        )
+        self._better = self._better[pairs]
         return verdicts
 
-    def leading(self) -> tuple[int, ...]:
-        """The open layers that would be chosen now: those with the largest means, best first."""
-        order = np.argsort(-self._totals, kind="stable")
-        return tuple(self.open[index] for index in order[: self._slots])
-
     def _verdicts(self) -> dict[int, Verdict]:
-        better = self._larger[0] & ~self._larger[0].T  # claims that contradict each other are void
+        better = self._better & ~self._better.T  # claims that contradict each other are void
         n_open = len(self.open)
-        won = better.sum(axis=1) >= n_open - self._slots
-        lost = better.sum(axis=0) >= self._slots
-        if won.sum() > self._slots or lost.sum() > n_open - self._slots:
+        won = better.sum(axis=1) >= n_open - self.slots
+        lost = better.sum(axis=0) >= self.slots
+        if won.sum() > self.slots or lost.sum() > n_open - self.slots:
             return {}  # so are those in a circle
         verdicts: list[Verdict | None] = [
             "in" if w else "out" if o else None for w, o in zip(won, lost, strict=True)
         ]
         return {layer: v for layer, v in zip(self.open, verdicts, strict=True) if v is not None}
 
-    def _keep(self, kept: Sequence[bool]) -> None:
-        which = np.flatnonzero(kept)
-        self.open = tuple(self.open[index] for index in which)
-        self._totals = self._totals[which]
-        pairs = np.ix_(np.arange(2), which, which)
-        self._sums, self._squares = self._sums[pairs], self._squares[pairs]
-        self._larger = self._larger[pairs]
 
+def _log_evidence(n_units: int, sums: F64, squares: F64) -> F64:
+    """float64 [K, K]: log E of each pair, -inf where the first layer is not the better one.
 
-def _log_evidence(n: int, sums: F64, squares: F64) -> F64:
-    """log E of `n` differences, by their sums and sums of squares; -inf where a sum is <= 0."""
-    rest = squares - sums**2 / (n + PRIOR_UNITS)
+    `sums` and `squares`, float64 [G, K, K], are of the differences within each task.
+    """
+    if n_units < 2:
+        return np.full(sums.shape[1:], -np.inf)
+    n_tasks = len(sums)
+    n = n_units * n_tasks
+    variance = np.maximum(squares - sums**2 / n_units, 0) / (n_units - 1)
+    spread, total = variance.sum(axis=0), sums.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio: F64 = np.log(squares / rest)
-    evidence = n / 2 * ratio + math.log(PRIOR_UNITS / (n + PRIOR_UNITS)) / 2
-    return np.where(sums > 0, evidence, -np.inf)
+        freedom = (n_units - 1) * spread**2 / (variance**2).sum(axis=0)
+        freedom = np.where(spread > 0, freedom, n - n_tasks)
+        within, effect = freedom * spread / n_tasks, total**2 / n
+        shrunk = effect * PRIOR_EXAMPLES / (n + PRIOR_EXAMPLES)
+        ratio: F64 = np.log((within + effect) / (within + shrunk))
+    evidence = (freedom + 1) / 2 * ratio - math.log1p(n / PRIOR_EXAMPLES) / 2
+    return np.where(total > 0, evidence, -np.inf)
+
+
+def shortfall(values: F64, n_tasks: int, slots: int, error: float, seed: int) -> float:
+    """By how much the best `slots` columns could be better than those with the largest means.
+
+    Args:
+        values: float64 [n, K], rows of the G tasks in turns.
+        n_tasks: G.
+        slots: how many columns are chosen.
+        error: probability that the result is too small.
+        seed: of the bootstrap.
+
+    Returns:
+        Sum of the best columns' means less that of the chosen ones', in the unit of the values.
+    """
+    n = len(values)
+    strata = tuple(tuple(range(task, n, n_tasks)) for task in range(n_tasks))
+    means = resampled_means(values, strata, n_bootstrap=N_BOOTSTRAP, seed=seed)
+    chosen = np.argsort(-values.mean(axis=0), kind="stable")[:slots]
+    best = np.sort(means, axis=1)[:, values.shape[1] - slots :].sum(axis=1)
+    tail = student_tail(error, n - n_tasks)
+    return float(np.quantile(best - means[:, chosen].sum(axis=1), 1 - tail))
+
+
+def looks_of(n_units: int, n_tasks: int) -> tuple[int, ...]:
+    """After how many of so many units, each of so many examples, the shortfall is looked at."""
+    looks, unit = [], max(MIN_UNITS, -(-FIRST_LOOK // n_tasks))
+    if n_units < unit:
+        return ()
+    while unit < n_units:
+        looks.append(unit)
+        unit = max(unit + 1, math.floor(GROWTH * unit))
+    return (*looks, n_units)
 
 
 class StoppingRule:
@@ -226,7 +271,7 @@ class StoppingRule:
         size: full layers that the budget of `stop` comes to.
         n_fixed: how many of those are full in the base already.
         tasks: [N], of the examples offered.
-        seed: of their order.
+        seed: of their order, and of the bootstrap.
 
     Raises:
         InputError: the budget leaves nothing to choose.
@@ -243,12 +288,18 @@ class StoppingRule:
     ) -> None:
         self.units = shuffled_units(tasks, seed)
         """Indices of examples, in the order of running."""
+        self.is_decided = False
+        """Whether no more examples are needed."""
         self._stop, self._size, self._seed = stop, size, seed
-        self._n_offered = len(tasks)
-        self._elimination = Elimination(layers, size - n_fixed, stop.confidence, stop.tolerance)
+        self._n_offered, self._n_tasks = len(tasks), len(self.units[0])
+        self._error = (1 - stop.confidence) / 2  # of each rule
+        self._elimination = Elimination(layers, size - n_fixed, self._error)
+        self._looks = looks_of(len(self.units), self._n_tasks)
+        self._rows: list[Sequence[float | None]] = []
         self._settled: list[Settled] = []
         self._examples: list[int] = []
         self._flops = 0.0
+        self._shortfall: float | None = None
 
     @property
     def identity(self) -> dict[str, float]:
@@ -266,20 +317,31 @@ class StoppingRule:
         """The layers to flip in the next examples."""
         return self._elimination.open
 
-    @property
-    def is_decided(self) -> bool:
-        """Whether no more examples are needed."""
-        return self._elimination.is_decided
-
     def observe(self, deltas: Mapping[int, Sequence[float | None]], flops: float) -> bool:
-        """Take in a unit, deltas [L] by example, and its work; whether that settled something."""
+        """Take in a unit, deltas [L] by example, and its work; whether less is left than before."""
         self._examples += deltas
+        self._rows += deltas.values()
         self._flops += flops
-        rows = np.array([[row[layer] for layer in self.open_layers] for row in deltas.values()])
-        means = dict(zip(self.open_layers, rows.mean(axis=0).tolist(), strict=True))
-        verdicts = self._elimination.observe(means)
+        unit = np.array([[row[layer] for layer in self.open_layers] for row in deltas.values()])
+        verdicts = self._elimination.observe(unit)
         self._settled += [Settled(*each, len(self._examples)) for each in verdicts.items()]
+        if not 0 < self._elimination.slots < len(self.open_layers):
+            self.is_decided, self._shortfall = True, 0.0
+        elif len(self._examples) // self._n_tasks in self._looks:
+            self._look()
         return bool(verdicts) or self.is_decided
+
+    def _look(self) -> None:
+        """Bound the shortfall of the open layers; the settled ones are where they belong."""
+        slots = self._elimination.slots
+        values = np.array([[row[layer] for layer in self.open_layers] for row in self._rows])
+        bound = shortfall(values, self._n_tasks, slots, self._error / len(self._looks), self._seed)
+        certain = [each.layer for each in self._settled if each.verdict == "in"]
+        worth = float(np.sort(values.mean(axis=0))[-slots:].sum())
+        for layer in certain:
+            worth += float(np.mean([d for row in self._rows if (d := row[layer]) is not None]))
+        self._shortfall = bound / worth if worth > 0 else None
+        self.is_decided = self._shortfall is not None and self._shortfall <= self._stop.tolerance
 
     def record(self, flops_offered: float) -> Adaptive:
         """How it went, for the scores."""
@@ -288,6 +350,7 @@ class StoppingRule:
             confidence=self._stop.confidence,
             tolerance=float(self._stop.tolerance),
             is_decided=self.is_decided,
+            shortfall=self._shortfall,
             settled=tuple(self._settled),
             examples=tuple(self._examples),
             n_offered=self._n_offered,

@@ -160,9 +160,10 @@ class LayerScores:
         )
         order, work = self.adaptive.examples, (self.adaptive.flops, self.adaptive.flops_offered)
         _require(0 < work[0] <= work[1] < math.inf, "adaptive.flops must be in 0..flops_offered")
+        bounds = (self.adaptive.tolerance, self.adaptive.shortfall or 0.0)
         _require(
-            0 < self.adaptive.confidence < 1 and 0 <= self.adaptive.tolerance < math.inf,
-            "adaptive.confidence must be between 0 and 1, adaptive.tolerance finite and >= 0",
+            0 < self.adaptive.confidence < 1 and all(0 <= bound < math.inf for bound in bounds),
+            "adaptive.confidence must be between 0 and 1, tolerance and shortfall finite and >= 0",
         )
         _require(
             len(order) == n == len(set(order))
@@ -475,6 +476,7 @@ _ADAPTIVE_READERS: dict[str, Callable[[Any], Any]] = {
     "confidence": read_number,
     "tolerance": read_number,
     "is_decided": _flag,
+    "shortfall": _number_or_null,
     "settled": _each(_settled),
     "examples": _each(read_integer),
     "n_offered": read_integer,

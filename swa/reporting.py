@@ -111,7 +111,7 @@ def score_command(
         words += ["--base", ",".join(map(str, scores.base))]
     if stop := scores.adaptive:
         words += ["--stop-at-confidence", str(stop.confidence), "--layers", str(stop.size)]
-        words += ["--tolerance", str(stop.tolerance)] if stop.tolerance else []
+        words += ["--tolerance", str(stop.tolerance)]
     return shlex.join([*words, "--seed", str(scores.seed), "--dtype", scores.dtype])
 
 

@@ -26,7 +26,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("examples") / "examples.jsonl"
     lines = [
         {"prompt": f"The key of box {i} is {i * 37}. " + "Grass is green. " * 8, "answer": f"{i}"}
-        for i in range(6)
+        for i in range(10)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(path)
@@ -84,8 +84,8 @@ def test_a_sweep_that_stops_when_it_knows(here, checkpoint, examples, capsys):
         stop=swa.AdaptiveStop(swa.Budget(full_attention_layers=1), 0.9, 30.0),
     )
     assert scores.adaptive == expected.adaptive
-    assert scores.adaptive.is_decided and len(scores.tasks) < 6
-    assert "examples were enough to know the top 1 layers at 90%" in capsys.readouterr().out
+    assert scores.adaptive.is_decided and len(scores.tasks) == 8
+    assert "8 of 10 examples were enough for the top 1 layers" in capsys.readouterr().out
     assert main([*shlex.split(scores.command)[1:], "--out", "again.json"]) == 0
     assert Path("again.json").read_bytes() == Path("scores.json").read_bytes()
     for wrong in (stop[2:], stop[:2], ["--stop-at-confidence", "95", "--layers", "1"]):

@@ -129,7 +129,7 @@ def score(
         float | None,
         typer.Option(
             metavar="C",
-            help="Stop once the top layers, --layers or --fraction of them, are known so surely.",
+            help="Stop once the top layers (--layers or --fraction) are known this surely.",
         ),
     ] = None,
     layers: Layers = None,
@@ -245,7 +245,8 @@ def _stop(
                 " too (swa select chooses layers afterwards)"
             )
         return None
-    return AdaptiveStop(budget_of(layers, fraction), confidence, tolerance or 0.0)
+    chosen = {} if tolerance is None else {"tolerance": tolerance}
+    return AdaptiveStop(budget_of(layers, fraction), confidence, **chosen)
 
 
 def _announce(
