@@ -160,7 +160,7 @@ def test_judged_replies(here, checkpoint, capsys, monkeypatch):
         (["--examples", "x", "--tasks", "num"], "not from a file"),
         (["--plot", "x.png"], "--plot draws"),
         (["--suite", "ruler", "--plot", "x.png"], "--plot draws"),
-        (["--suite", "frames"], "--suite"),
+        (["--suite", "frames"], "no suite 'frames': choose from ruler, needle"),
         (["--judge-model", "m"], "needs --judge-url"),
         (["--judge-url", "https://host"], "needs --judge-model"),
         (["--judge-url", "host", "--judge-model", "m"], "https://host/v1"),

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from text_tokenizers import CHATML, text_tokenizer
 
 import swa
@@ -18,7 +19,7 @@ from swa.errors import ExampleError, InputError, SwaWarning
 from swa.evaluation import Evaluation
 from swa.examples import Example
 from swa.grading import score_reply
-from swa.suites import SUITES, babilong, evaluate, examples, longmemeval, needle, positions
+from swa.suites import SUITES, babilong, evaluate, examples, longmemeval, needle, plots, positions
 from swa.tokenizer import Tokenizer
 
 
@@ -93,6 +94,24 @@ def test_a_grid_too_short(tokenizer, length):
 def test_depths_are_fractions(tokenizer, depths):
     with pytest.raises(ExampleError, match="depth"):
         examples("needle", tokenizer, depths=depths)
+
+
+def test_charts_show_every_cell_and_every_line():
+    tasks = [needle.cell(length, depth) for length in (400, 900) for depth in (0.0, 0.5, 1.0)]
+    made = evaluation(tasks, [0.1, 0.2, 0.3, 0.4, 0.5, 1.6])
+    figure = plots.needle_grids({"full": made, "hybrid": made})
+    grids = [ax for ax in figure.axes if ax.get_title()]
+    assert [ax.get_title() for ax in grids] == ["full", "full", "hybrid", "hybrid"]
+    shown = [text.get_text() for text in grids[0].texts]
+    assert shown == ["0.10", "0.40", "0.20", "0.50", "0.30", "1.60"]  # row by row: depths
+    assert [text.get_text() for text in grids[1].texts] == ["100%"] * 5 + ["0%"]
+    spans = ["tokens 1-63", "tokens 64-99"]
+    lines = {"full": evaluation(spans * 2, [3.0, 2.0] * 2), "one": evaluation(spans, [3.5, 3.0])}
+    (ax,) = plots.position_figure(lines).axes
+    steps = [patch for patch in ax.patches if patch.get_label() in lines]
+    assert [list(step.get_data().values) for step in steps] == [[3.0, 2.0], [3.5, 3.0]]
+    assert list(steps[0].get_data().edges) == [1, 64, 100]
+    pyplot.close("all")
 
 
 # ---- BABILong

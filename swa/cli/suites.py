@@ -33,8 +33,8 @@ ListSuites = Annotated[
     typer.Option("--list", callback=_list_suites, is_eager=True, help="Name the suites, and stop."),
 ]
 SuiteName = Annotated[
-    Literal["ruler", "needle", "babilong", "longmemeval", "perplexity"] | None,
-    typer.Option("--suite", help="Measure on this suite (see --list)."),
+    str | None,
+    typer.Option("--suite", help="Measure on this suite (`swa eval --list` names them)."),
 ]
 DataFiles = Annotated[
     list[Path] | None, typer.Option("--file", help="A suite's data file; may be repeated.")
@@ -94,6 +94,9 @@ class Source:
             if self.examples is not None and self.tasks is not None:
                 raise InputError("--tasks picks from a suite or the built-in mix, not from a file")
             return
+        from swa.suites import find_suite
+
+        find_suite(self.suite)  # refuses a name that is none
         if self.examples is not None:
             raise InputError("give --suite or --examples, not both")
         if self.prompt_tokens is not None:
@@ -144,17 +147,18 @@ def judge_of(url: str | None, model: str | None, key_variable: str | None) -> Ju
 
 def check_plot(suite: str | None, path: Path | None) -> None:
     """Refuse a chart of what has none."""
-    if path is not None and suite not in ("needle", "perplexity"):
-        raise InputError("--plot draws the suites needle and perplexity")
+    from swa.suites import SUITES, find_suite
+
+    if path is not None and (suite is None or find_suite(suite).chart is None):
+        drawn = " and ".join(name for name, found in SUITES.items() if found.chart is not None)
+        raise InputError(f"--plot draws the suites {drawn}")
 
 
 def draw(suite: str | None, evaluations: Mapping[str, Evaluation], path: Path) -> None:
-    """The chart of a suite: heat maps of a needle grid, or NLL by position."""
-    from swa.suites import plots
+    """Write the chart of a suite that has one."""
+    from swa.suites import find_suite
 
-    if suite == "needle":
-        figure = plots.needle_grids(evaluations)
-    else:
-        figure = plots.nll_by_position(evaluations).figure  # type: ignore[assignment]
-    figure.savefig(path)
-    note(f"wrote {path}")
+    chart = find_suite(suite).chart if suite else None
+    if chart is not None:
+        chart(evaluations).savefig(path)
+        note(f"wrote {path}")

@@ -9,7 +9,7 @@ Each is a module with a function `examples(request)`; `SUITES` names them all.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,16 @@ from swa.evaluation import evaluate as evaluate_answers
 from swa.examples import Example
 from swa.grading import Judge
 from swa.policy import AttentionPolicy
-from swa.suites import babilong, longmemeval, needle, positions, ruler
+from swa.suites import babilong, longmemeval, needle, plots, positions, ruler
 from swa.suites.request import Request
 from swa.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from swa.model import Model
 
-__all__ = ["SUITES", "Request", "Suite", "evaluate", "examples"]
+__all__ = ["SUITES", "Request", "Suite", "evaluate", "examples", "find_suite"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Suite:
     examples: Callable[[Request], list[Example]]
     replies: bool = True
     """Whether there is something to reply to."""
+    chart: Callable[[Mapping[str, Evaluation]], Figure] | None = None
+    """Draws evaluations by name (extra `plot`)."""
 
 
 SUITES: dict[str, Suite] = {
@@ -53,6 +57,7 @@ SUITES: dict[str, Suite] = {
         "one number to find, at every depth of texts of every length",
         needle.TASKS,
         needle.examples,
+        chart=plots.needle_grids,
     ),
     "babilong": Suite(
         "facts spread over books, from BABILong's files", babilong.TASKS, babilong.examples
@@ -67,6 +72,7 @@ SUITES: dict[str, Suite] = {
         positions.TASKS,
         positions.examples,
         replies=False,
+        chart=plots.position_figure,
     ),
 }
 
@@ -102,7 +108,7 @@ def examples(
         None if lengths is None else tuple(lengths),
         **wanted,
     )
-    return _suite(suite).examples(request)
+    return find_suite(suite).examples(request)
 
 
 def evaluate(
@@ -120,7 +126,7 @@ def evaluate(
 
     Raises as `swa.evaluate`, and InputError: no such suite, or replies of one that has none.
     """
-    if suite is not None and not _suite(suite).replies:
+    if suite is not None and not find_suite(suite).replies:
         if generate:
             raise InputError(f"suite {suite!r} asks nothing, so there are no replies to generate")
         return positions.evaluate(model, examples, policy=policy, progress=progress)
@@ -135,7 +141,8 @@ def evaluate(
     )
 
 
-def _suite(name: str) -> Suite:
+def find_suite(name: str) -> Suite:
+    """One of SUITES. Raises InputError: there is none of that name."""
     if name not in SUITES:
         raise InputError(f"there is no suite {name!r}: choose from {', '.join(SUITES)}")
     return SUITES[name]

@@ -84,6 +84,15 @@ _MEASURES: dict[Measure, str] = {
 }
 
 
+def position_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
+    """`nll_by_position` in a figure of its own. Raises as `nll_by_position`."""
+    from matplotlib import pyplot
+
+    figure, ax = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
+    nll_by_position(evaluations, ax)
+    return figure
+
+
 def nll_by_position(evaluations: Mapping[str, Evaluation], ax: Axes | None = None) -> Axes:
     """NLL against the position in the text, a line for each evaluation of suite "perplexity".
 
