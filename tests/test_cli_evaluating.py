@@ -119,7 +119,7 @@ def test_charts(here, checkpoint, suite, capsys):
     captured = capsys.readouterr()
     assert "wrote chart.svg" in captured.err
     found = swa.Evaluation.from_dict(json.loads(captured.out))
-    expected = ["needle 700 at 0", "needle 700 at 1"] if suite == "needle" else "tokens 512-699"
+    expected = ["needle 700 at 0", "needle 700 at 1"] if suite == "needle" else "tokens 612-699"
     assert list(found.tasks) == expected if suite == "needle" else found.tasks[-1] == expected
     assert "<svg" in Path("chart.svg").read_text()
 

@@ -106,11 +106,17 @@ def test_charts_show_every_cell_and_every_line():
     assert shown == ["0.10", "0.40", "0.20", "0.50", "0.30", "1.60"]  # row by row: depths
     assert [text.get_text() for text in grids[1].texts] == ["100%"] * 5 + ["0%"]
     spans = ["tokens 1-63", "tokens 64-99"]
-    lines = {"full": evaluation(spans * 2, [3.0, 2.0] * 2), "one": evaluation(spans, [3.5, 3.0])}
-    (ax,) = plots.position_figure(lines).axes
-    steps = [patch for patch in ax.patches if patch.get_label() in lines]
-    assert [list(step.get_data().values) for step in steps] == [[3.0, 2.0], [3.5, 3.0]]
-    assert list(steps[0].get_data().edges) == [1, 64, 100]
+    lines = {
+        "full": evaluation(spans * 2, [3.0, 2.0] * 2),
+        "one": evaluation(spans * 2, [3.0, 2.5, 4.0, 2.5]),
+    }
+    absolute, relative = plots.position_figure(lines).axes
+    for ax, expected in ((absolute, [[3.0, 2.0], [3.5, 2.5]]), (relative, [[0.0] * 2, [0.5] * 2])):
+        steps = [patch for patch in ax.patches if patch.get_label() in lines]
+        assert [list(step.get_data().values) for step in steps] == expected
+        assert list(steps[0].get_data().edges) == [1, 64, 100]
+    assert relative.get_ylabel() == "difference from full"
+    assert len(plots.position_figure({"full": lines["full"]}).axes) == 1
     pyplot.close("all")
 
 
@@ -446,12 +452,16 @@ def _next(position: int) -> list[int]:
 
 
 def test_full_attention_by_position(model):
-    (text,) = examples("perplexity", model.tokenizer, lengths=[300])
+    (text,) = examples("perplexity", model.tokenizer, lengths=[320])
     found = evaluate("perplexity", model, [text])
-    assert found.tasks == ("tokens 1-63", "tokens 64-127", "tokens 128-255", "tokens 256-299")
+    assert positions.buckets(found) == [(max(40 * i, 1), 40 * i + 39) for i in range(8)]
     per_token = model.nll_example(text).per_token
-    assert found.nll_per_example[1] == pytest.approx(per_token[63:127].mean())
+    assert found.nll_per_example[1] == pytest.approx(per_token[39:79].mean())
+    assert found.nll == pytest.approx(per_token.mean(), rel=1e-2)
     assert found.policy is None
+    short = positions.evaluate(model, [Example(text.prompt_ids, text.answer_ids[:5])])
+    assert positions.buckets(short) == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]
+    assert short.nll_per_example == pytest.approx(model.nll_example(text).per_token[:5], rel=1e-5)
 
 
 def test_what_positions_refuse(model):

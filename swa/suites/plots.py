@@ -85,44 +85,62 @@ _MEASURES: dict[Measure, str] = {
 
 
 def position_figure(evaluations: Mapping[str, Evaluation]) -> Figure:
-    """`nll_by_position` in a figure of its own. Raises as `nll_by_position`."""
+    """`nll_by_position`; of several, and how far they are from the first one below it.
+
+    Raises as `nll_by_position`.
+    """
     from matplotlib import pyplot
 
-    figure, ax = pyplot.subplots(figsize=(9, 3.6), layout="constrained")
-    nll_by_position(evaluations, ax)
+    n_rows = min(len(evaluations), 2)
+    figure, axes = pyplot.subplots(
+        n_rows, 1, figsize=(9, 3.2 * n_rows), layout="constrained", sharex=True, squeeze=False
+    )
+    nll_by_position(evaluations, axes[0, 0])
+    if n_rows == 2:
+        nll_by_position(evaluations, axes[1, 0], relative_to=next(iter(evaluations)))
+        axes[0, 0].set_xlabel("")
     return figure
 
 
-def nll_by_position(evaluations: Mapping[str, Evaluation], ax: Axes | None = None) -> Axes:
+def nll_by_position(
+    evaluations: Mapping[str, Evaluation],
+    ax: Axes | None = None,
+    *,
+    relative_to: str | None = None,
+) -> Axes:
     """NLL against the position in the text, a line for each evaluation of suite "perplexity".
 
-    A step spans its bucket of positions; the band around it is twice the standard error over texts.
+    A step spans its bucket of positions. With `relative_to`, the name of one of them, it is the
+    difference from that one on the same texts; the band is twice its standard error over texts.
 
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing;
     InputError: an evaluation of another suite.
     """
     ax = new_axes(ax, width=9, height=3.6)
-    for name, evaluation in evaluations.items():
-        spans = positions.buckets(evaluation)
-        values = np.array(evaluation.nll_per_example).reshape(-1, len(spans))  # [texts, buckets]
-        edges = [first for first, _ in spans] + [spans[-1][1] + 1]
-        middle = values.mean(axis=0)
+    spans = {name: positions.buckets(found) for name, found in evaluations.items()}
+    values = {  # each [texts, buckets]
+        name: np.array(found.nll_per_example).reshape(-1, len(spans[name]))
+        for name, found in evaluations.items()
+    }
+    base = 0.0 if relative_to is None else values[relative_to]
+    for name, of_name in values.items():
+        edges = [first for first, _ in spans[name]] + [spans[name][-1][1] + 1]
+        drawn = of_name - base
+        middle = drawn.mean(axis=0)
         steps = ax.stairs(middle, edges, baseline=None, label=name, linewidth=1.8)
-        if len(values) > 1:
-            error = 2 * values.std(axis=0, ddof=1) / np.sqrt(len(values))
+        if relative_to is not None and len(drawn) > 1:
+            error = 2 * drawn.std(axis=0, ddof=1) / np.sqrt(len(drawn))
+            colour = steps.get_edgecolor()
             ax.stairs(
-                middle + error,
-                edges,
-                baseline=middle - error,
-                fill=True,
-                color=steps.get_edgecolor(),
-                alpha=0.15,
+                middle + error, edges, baseline=middle - error, fill=True, color=colour, alpha=0.15
             )
-    ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda position, _: f"{position:,.0f}")
     ax.set_xlabel("position in the text (tokens)")
-    ax.set_ylabel("NLL (nats per token)")
-    ax.legend(frameon=False)
+    if relative_to is None:
+        ax.set_ylabel("NLL (nats per token)")
+        ax.legend(frameon=False)
+    else:
+        ax.set_ylabel(f"difference from {relative_to}")
     return ax
 
 

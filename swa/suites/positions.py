@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count, pairwise, takewhile
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from swa.model import Model
 
 DEFAULT_LENGTHS = (4096,)
-FIRST_EDGE = 64
+N_BUCKETS = 8
 TASKS = ("text",)
 
 _BUCKET = re.compile(r"tokens (?P<first>\d+)-(?P<last>\d+)")
@@ -74,7 +74,8 @@ def evaluate(
         examples: of this suite: texts of one length.
         policy: evaluate `model.patch(policy)` instead.
         edges: positions at which buckets begin, ascending; the last one ends with the text. None:
-            from where the answer begins, then 64 and on, doubling.
+            eight of one width (but for what the prompt takes of the first), so that the mean over
+            buckets is that over tokens.
         progress: show a bar on stderr.
 
     Returns:
@@ -138,8 +139,8 @@ def buckets(evaluation: Evaluation) -> list[tuple[int, int]]:
 def _bounds(first: int, end: int, edges: Sequence[int] | None) -> list[int]:
     """Where buckets begin, and the end of the last one."""
     if edges is None:
-        doubling = takewhile(lambda edge: edge < end, (FIRST_EDGE << i for i in count()))
-        return [first, *(edge for edge in doubling if edge > first), end]
+        inner = {end * i // N_BUCKETS for i in range(1, N_BUCKETS)}  # fewer, if the text is short
+        return [first, *sorted(edge for edge in inner if edge > first), end]
     bounds = [*edges, end]
     if bounds[0] < first or any(low >= high for low, high in pairwise(bounds)):
         raise InputError(
