@@ -141,6 +141,16 @@ def test_every_model_and_dtype(planted: Planted, sweep: Callable[..., SweepTable
     assert found == [(name, dtype) for name in names for dtype in ("bfloat16", "float32")]
 
 
+def test_examples_may_repeat(planted: Planted, sweep: Callable[..., SweepTable]) -> None:
+    once, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
+    grid = GRID | {"strategies": ["topk"], "threads": 1}
+    table = swa.sweep(planted.folder, once + once, heldout + heldout, **grid)
+    assert [row["n_calibration"] for row in table.rows[:3]] == [None, None, 4]
+    expected = sweep(strategies=["topk"])
+    assert [row["layers"] for row in table.rows] == [row["layers"] for row in expected.rows]
+    assert table.nll_per_example(2) == 2 * expected.nll_per_example(2)
+
+
 def test_policies_that_hide_nothing_are_left_out(sweep: Callable[..., SweepTable]) -> None:
     with pytest.warns(SwaWarning, match="sliding_window=500"):
         table = sweep(windows=[16, 500], strategies=["first"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from swa.model import Model
 from swa.policy import AttentionPolicy
 from swa.problem import F64, CalibrationProblem
 from swa.strategies import propose
-from swa.sweeps.graph import FULL, Base, Choice
+from swa.sweeps.graph import FULL, SLIDING, Base, Choice, Graph, Heldout
 from swa.sweeps.model_sweep import ModelSweep
 from swa.sweeps.run import Examples, Models, model_sweeps, threads_of
 
@@ -129,9 +129,18 @@ class DryProblem(CalibrationProblem):
         return np.random.default_rng([zlib.crc32(key), index]).random(self.num_layers)
 
 
-def _of_model(run: ModelSweep) -> ModelEstimate:
-    model, points = run.graph.model, run.graph.points
-    speed = measure_speed(model)
+class StageSeconds(NamedTuple):
+    """What the tasks of a graph take, one after the other."""
+
+    score: float
+    select: float
+    evaluate: float
+
+
+def stage_seconds(graph: Graph, speed: Work) -> StageSeconds:
+    """Estimated from the work; `speed` in FLOP/s, as `measure_speed` finds it."""
+    model = graph.model
+    n_layers = len(model.selectable_layers)
 
     def seconds(works: Iterable[Work]) -> float:
         return sum(
@@ -145,29 +154,37 @@ def _of_model(run: ModelSweep) -> ModelEstimate:
             for example in examples
         )
 
-    n_layers = len(model.selectable_layers)
     score = select = 0.0
-    for base in run.bases:
-        choices = [choice for choice in run.graph.choices if choice.base is base]
+    for base in dict.fromkeys(choice.base for choice in graph.choices):
+        choices = [choice for choice in graph.choices if choice.base is base]
         if any(choice.takes_scores for choice in choices):
             score += seconds(work for task in base.scoring for work in task.work.work(model.config))
         select += _prefills(model, choices) * passes(base.policy, base.examples, n_layers)
-    heldout = run.heldout.examples
-    evaluate = passes(points[0].policy, heldout, n_layers)  # full attention is the same everywhere
-    for point in points:
-        if isinstance(point.choice, Choice):
-            evaluate += passes(point.policy, heldout, point.choice.size)
-        elif point.choice != FULL:
-            evaluate += passes(point.policy, heldout, 0)
+    evaluate = 0.0
+    seen_full = set[Heldout]()  # under all policies the same
+    for point in graph.points:
+        if point.choice == FULL and point.heldout in seen_full:
+            continue
+        sizes = {FULL: n_layers, SLIDING: 0}
+        size = point.choice.size if isinstance(point.choice, Choice) else sizes[point.choice]
+        evaluate += passes(point.policy, point.heldout.examples, size)
+        if point.choice == FULL:
+            seen_full.add(point.heldout)
+    return StageSeconds(score, select, evaluate)
+
+
+def _of_model(run: ModelSweep) -> ModelEstimate:
+    model = run.graph.model
+    seconds = stage_seconds(run.graph, measure_speed(model))
     return ModelEstimate(
         model=model.name,
         dtype=model.dtype,
-        n_points=len(points),
-        score_seconds=score,
-        select_seconds=select,
-        evaluate_seconds=evaluate,
+        n_points=len(run.graph.points),
+        score_seconds=seconds.score,
+        select_seconds=seconds.select,
+        evaluate_seconds=seconds.evaluate,
         weight_bytes=model.engine.weight_bytes,
-        peak_bytes=max(_memory(model, base, heldout) for base in run.bases),
+        peak_bytes=max(_memory(model, base, run.heldout.examples) for base in run.bases),
     )
 
 

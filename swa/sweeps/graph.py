@@ -97,12 +97,10 @@ class Graph:
         self.model, self.source, self.points = model, source, list(points)
         choices = [point.choice for point in self.points if isinstance(point.choice, Choice)]
         self.choices = list(dict.fromkeys(choices))
-        self._base_of = {
-            task.key: choice.base
-            for choice in self.choices
-            if choice.takes_scores
-            for task in choice.base.scoring
-        }
+        self._bases_of: dict[str, list[Base]] = {}
+        for base in dict.fromkeys(choice.base for choice in self.choices if choice.takes_scores):
+            for task in base.scoring:
+                self._bases_of.setdefault(task.key, []).append(base)
         self._points_of: dict[str, list[Point]] = {}
         for point in self.points:
             if isinstance(point.choice, Choice):
@@ -191,14 +189,14 @@ class Graph:
 
     def _followers(self, task: Task, results: Results) -> Iterable[Task]:
         if isinstance(task, ScoreTask):
-            base = self._base_of[task.key]
-            scores = self.scores(base, results)
-            if scores is not None:
-                return [
-                    self.selection(choice, scores)
-                    for choice in self.choices
-                    if choice.base is base and choice.takes_scores
-                ]
+            known = ((base, self.scores(base, results)) for base in self._bases_of[task.key])
+            return [
+                self.selection(choice, scores)
+                for base, scores in known
+                if scores is not None
+                for choice in self.choices
+                if choice.base is base and choice.takes_scores
+            ]
         if isinstance(task, SelectTask):
             return [
                 evaluation

@@ -100,7 +100,7 @@ class Task(Protocol):
         ...
 
 
-class _Keyed:
+class Keyed:
     """A key made from a dataclass's `inputs`."""
 
     @cached_property
@@ -110,7 +110,7 @@ class _Keyed:
 
 
 @dataclass(frozen=True)
-class ScoreTask(_Keyed):
+class ScoreTask(Keyed):
     """The exact deltas of one calibration example."""
 
     source: ModelSource
@@ -141,7 +141,7 @@ class ScoreTask(_Keyed):
 
 
 @dataclass(frozen=True)
-class EvaluateTask(_Keyed):
+class EvaluateTask(Keyed):
     """NLL and greedy match of one example under one choice of layers."""
 
     source: ModelSource
@@ -180,7 +180,7 @@ class EvaluateTask(_Keyed):
 
 
 @dataclass(frozen=True)
-class SelectTask(_Keyed):
+class SelectTask(Keyed):
     """The layers that one strategy keeps full within one budget."""
 
     source: ModelSource

@@ -1,0 +1,175 @@
+"""What the cells say, as numbers: from whatever of them is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.study.cells import Cell, Selected
+from benchmarks.study.runner import Study
+from swa.evaluation import gap_closed
+from swa.layer_scores import mean
+from swa.stability import spearman
+from swa.statistics import PairedDifference, paired_bootstrap
+from swa.sweeps.graph import FULL, SLIDING, Choice, End
+
+LEAST_GAP = 0.01
+"""Nats per answer token; a share of less is a share of noise."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A choice in a cell; NLLs in nats per answer token."""
+
+    layers: tuple[int, ...]
+    nll_per_example: tuple[float, ...]
+    tasks: tuple[str, ...]
+    greedy_match: float
+    prefills: float
+    """What choosing takes, in prefills a calibration example."""
+    select_seconds: float
+    """That choosing took, all calibration examples together."""
+
+    @property
+    def nll(self) -> float:
+        return mean(self.nll_per_example)
+
+    def of_task(self, task: str) -> float:
+        """Mean NLL of one task."""
+        pairs = zip(self.nll_per_example, self.tasks, strict=True)
+        return mean([nll for nll, own in pairs if own == task])
+
+    def against(self, other: Measured) -> PairedDifference:
+        """NLL of this one less that of the other, on the same examples."""
+        return paired_bootstrap(self.nll_per_example, other.nll_per_example, tasks=self.tasks)
+
+
+class CellResults:
+    """What is done of one cell."""
+
+    def __init__(self, study: Study, cell: Cell) -> None:
+        self.cell = cell
+        self._study = study
+        self._found: dict[Selected | End, Measured | None] = {}
+
+    @property
+    def n_heldout(self) -> int:
+        return len(self._study.heldout(self.cell).examples)
+
+    @property
+    def n_done(self) -> int:
+        """Choices that are measured."""
+        return len(self.done())
+
+    def of(self, choice: Selected | End) -> Measured | None:
+        """None: not done yet."""
+        if choice not in self._found:
+            self._found[choice] = self._measure(choice)
+        return self._found[choice]
+
+    def done(self, strategy: str | None = None) -> list[tuple[Selected, Measured]]:
+        """The choices (of one strategy) that are measured, in order."""
+        return [
+            (choice, measured)
+            for choice in self.cell.choices
+            if strategy in (None, choice.strategy) and (measured := self.of(choice)) is not None
+        ]
+
+    def made_here(self, strategy: str, share: float | None = None) -> Measured | None:
+        """What that strategy chose (within that share) at the cell's own setting."""
+        return next(
+            (
+                measured
+                for choice, measured in self.done(strategy)
+                if choice.at == self.cell.setting and share in (None, choice.share)
+            ),
+            None,
+        )
+
+    def gap(self, measured: Measured, task: str | None = None) -> float | None:
+        """Share of the way from all sliding to full attention, in this cell."""
+        full, sliding = self.of(FULL), self.of(SLIDING)
+        if full is None or sliding is None:
+            return None
+        if task is None:
+            return gap_closed(measured.nll, full=full.nll, sliding=sliding.nll)
+        values = (of.of_task(task) for of in (measured, full, sliding))
+        nll, top, bottom = values
+        return gap_closed(nll, full=top, sliding=bottom)
+
+    def has_gap(self) -> bool | None:
+        """Whether sliding hurts here beyond noise, of examples and numbers; None: unknown."""
+        full, sliding = self.of(FULL), self.of(SLIDING)
+        if full is None or sliding is None:
+            return None
+        difference = sliding.against(full)
+        is_sure = difference.excludes_zero or not difference.is_trusted
+        return is_sure and difference.difference > LEAST_GAP
+
+    def _measure(self, choice: Selected | End) -> Measured | None:
+        study, results = self._study, self._study.store.results
+        point, graph = study.point(self.cell, choice), study.graph(self.cell)
+        found, chosen = graph.measured(point, results), graph.chosen(point.choice, results)
+        if found is None or chosen is None:
+            return None
+        seconds = 0.0
+        if isinstance(point.choice, Choice):
+            work = [graph.selection(point.choice).key]
+            if point.choice.takes_scores:
+                work += [task.key for task in point.choice.base.scoring]
+            seconds = sum(study.store.seconds[key] for key in work)
+        return Measured(
+            layers=chosen[0],
+            nll_per_example=tuple(nll for nll, _ in found),
+            tasks=tuple(example.task for example in point.heldout.examples),
+            greedy_match=mean([match for _, match in found]),
+            prefills=chosen[1],
+            select_seconds=seconds,
+        )
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """First-order scores against the exact deltas of the same examples."""
+
+    spearman: float | None
+    """Of the means over the examples."""
+    n_examples: int
+    gradient_seconds: float
+    """An example's, as `exact_seconds` and `prefill_seconds`."""
+    exact_seconds: float
+    prefill_seconds: float
+
+
+def first_order(study: Study, cell: Cell) -> FirstOrder | None:
+    """None: not all of it is done."""
+    store, graph = study.store, study.graph(cell)
+    selected, tasks = study.first_order(cell)
+    if selected is None or any(task.key not in store.results for task in tasks):
+        return None
+    base = study.base(selected)
+    scores = graph.scores(base, store.results)
+    full = graph.evaluations(study.point(cell, FULL), store.results)
+    if scores is None or any(task.key not in store.seconds for task in full):
+        return None
+    estimates = np.array([store.results[task.key]["scores"] for task in tasks]).mean(axis=0)
+    deltas = [scores.delta[layer] or 0.0 for layer in scores.scored_layers]
+    return FirstOrder(
+        spearman(deltas, estimates[list(scores.scored_layers)]),
+        len(tasks),
+        _median([store.seconds[task.key] for task in tasks]),
+        _median([store.seconds[task.key] for task in base.scoring]),
+        _median([store.seconds[task.key] for task in full]),
+    )
+
+
+def deltas(study: Study, cell: Cell, selected: Selected) -> list[float] | None:
+    """[L]: mean exact deltas behind a top-k choice (0 where there is none); None: not done."""
+    scores = study.graph(cell).scores(study.base(selected), study.store.results)
+    return None if scores is None else [delta or 0.0 for delta in scores.delta]
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values))
