@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+path = sys.path[:]
 sys.path.insert(0, str(ROOT))  # the benchmarks are not installed
 try:
     from benchmarks import agreement, gguf_bf16, harness, plots, render, results, run, shapes
@@ -25,7 +26,7 @@ try:
     from benchmarks.results import CaseResult, Results, ResultsError, Run
     from benchmarks.rows import Title, by_flops, by_seconds, share_of
 finally:
-    sys.path.remove(str(ROOT))
+    sys.path[:] = path
 
 OURS, PEER = Side("ours"), Side("peer")
 MACHINE = {

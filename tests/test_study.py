@@ -17,6 +17,7 @@ from swa.errors import SwaError
 from swa.strategies import STRATEGIES
 
 ROOT = Path(__file__).parent.parent
+path = sys.path[:]
 sys.path.insert(0, str(ROOT))  # the benchmarks are not installed
 try:
     from benchmarks.study import cells as cells_of
@@ -25,7 +26,7 @@ try:
     from benchmarks.study.results import CellResults, first_order
     from benchmarks.study.runner import Study, takes
 finally:
-    sys.path.remove(str(ROOT))
+    sys.path[:] = path
 
 SCALE = Scale(
     setting=Setting(prompt_tokens=120, window=16, sinks=4),

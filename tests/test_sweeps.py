@@ -90,8 +90,8 @@ def test_points_are_what_the_steps_give_one_by_one(planted: Planted, expected: S
         scores = swa.score_layers(model, calibration, policy)
         chosen = {
             ("topk", "1 layers"): swa.select(scores, swa.Budget(full_attention_layers=1)).layers,
-            ("topk", "0.3"): swa.select(scores, swa.Budget(fraction=0.3)).layers,
-            ("first", "0.3"): (0, 1, 2),
+            ("topk", "0.3 of the layers"): swa.select(scores, swa.Budget(fraction=0.3)).layers,
+            ("first", "0.3 of the layers"): (0, 1, 2),
             ("all sliding", None): (),
             ("full attention", None): tuple(range(9)),
         }
@@ -104,9 +104,14 @@ def test_points_are_what_the_steps_give_one_by_one(planted: Planted, expected: S
             assert expected.nll_per_example(point) == measured.nll_per_example
             assert row["greedy_match"] == measured.greedy_match
     sliding, full = (row_of[0, end, None][1]["nll"] for end in ("all sliding", "full attention"))
-    row = row_of[0, "topk", "0.3"][1]
+    row = row_of[0, "topk", "0.3 of the layers"][1]
     assert row["gap_closed"] == (sliding - row["nll"]) / (sliding - full) > 0.99
-    assert row["select_prefills"] > 2 > row_of[0, "first", "0.3"][1]["select_prefills"] == 0
+    assert (
+        row["select_prefills"]
+        > 2
+        > row_of[0, "first", "0.3 of the layers"][1]["select_prefills"]
+        == 0
+    )
 
 
 def test_consumers_have_neither_sinks_nor_tail(sweep: Callable[..., SweepTable]) -> None:
@@ -115,6 +120,22 @@ def test_consumers_have_neither_sinks_nor_tail(sweep: Callable[..., SweepTable])
     expected = [("vllm", 16, 0), ("vllm", 24, 0), (None, 16, 4), (None, 24, 4)]
     assert list(dict.fromkeys(policies)) == expected
     assert {row["decode"] for row in table.rows if row["consumer"]} == {"window"}
+
+
+def test_budgets_of_every_kind(planted: Planted, sweep: Callable[..., SweepTable]) -> None:
+    kv_bytes = 9 * 2 * 2 * 64 * 2 * 120  # of full attention: layers, K and V, heads, width, bytes
+    budgets = [
+        swa.Budget(nll_increase=0.01),
+        swa.Budget(prefill_flops=0.995, prompt_tokens=120),
+        swa.Budget(kv_bytes=kv_bytes // 2, prompt_tokens=120),
+    ]
+    table = sweep(consumers=["vllm"], strategies=["topk"], budgets=budgets)
+    tolerant, fast, small = table.rows[2:]
+    assert tolerant["layers"] == "2,5,7" and tolerant["nll"] < 0.01
+    assert tolerant["budget"] == "a loss within 0.01 nats of full attention"
+    assert 0 < fast["full_attention_layers"] < 9 and 0 < small["full_attention_layers"] < 9
+    with pytest.raises(InputError, match="windowed decode"):
+        sweep(budgets=budgets)
 
 
 def test_every_model_and_dtype(planted: Planted, sweep: Callable[..., SweepTable]) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 
 from benchmarks.study.cells import TOPK, Cell, Scale, Selected, Setting, cells
 from swa import examples
+from swa.budget import Budget
 from swa.estimate import measure_speed
 from swa.examples import Example, content_hash
 from swa.gates import gate_gradient
 from swa.journal import Journal
 from swa.model import Model, plan
 from swa.policy import AttentionPolicy
-from swa.selection import Budget
 from swa.sweeps.driver import Driver, executing
 from swa.sweeps.estimate import stage_seconds
 from swa.sweeps.graph import FULL, SLIDING, Base, Choice, End, Graph, Heldout, Point
@@ -180,7 +180,11 @@ class Study:
     def choice(self, selected: Selected) -> Choice:
         n_layers = self.model.config.num_hidden_layers
         size = max(1, Budget(fraction=selected.share).resolve(n_layers))
-        return Choice(self.base(selected), NamedStrategy.of(selected.strategy), size)
+        return Choice(
+            self.base(selected),
+            NamedStrategy.of(selected.strategy),
+            Budget(full_attention_layers=size),
+        )
 
     def base(self, selected: Selected) -> Base:
         """The calibration of a choice."""

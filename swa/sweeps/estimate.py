@@ -17,10 +17,10 @@ from swa.memory import GIB
 from swa.model import Model
 from swa.policy import AttentionPolicy
 from swa.problem import F64, CalibrationProblem
-from swa.strategies import propose
 from swa.sweeps.graph import FULL, SLIDING, Base, Choice, Graph, Heldout
 from swa.sweeps.model_sweep import ModelSweep
 from swa.sweeps.run import Examples, Models, model_sweeps, threads_of
+from swa.sweeps.tasks import proposed
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,9 @@ class DryProblem(CalibrationProblem):
     def run_sweep(self, index: int) -> tuple[float, F64]:
         return 2.0, 2 - self._draws(b"", index) / self.num_layers
 
+    def run_ratios(self, num_last_tokens: int, index: int) -> F64:
+        return self._draws(b"ratios", index)
+
     def _draws(self, key: bytes, index: int) -> F64:
         """float64 [L] in 0..1, the same for the same question."""
         return np.random.default_rng([zlib.crc32(key), index]).random(self.num_layers)
@@ -165,9 +168,11 @@ def stage_seconds(graph: Graph, speed: Work) -> StageSeconds:
     for point in graph.points:
         if point.choice == FULL and point.heldout in seen_full:
             continue
-        sizes = {FULL: n_layers, SLIDING: 0}
-        size = point.choice.size if isinstance(point.choice, Choice) else sizes[point.choice]
-        evaluate += passes(point.policy, point.heldout.examples, size)
+        size = point.choice.size if isinstance(point.choice, Choice) else None
+        if point.choice == SLIDING:
+            size = 0
+        # As many as it takes may be all.
+        evaluate += passes(point.policy, point.heldout.examples, n_layers if size is None else size)
         if point.choice == FULL:
             seen_full.add(point.heldout)
     return StageSeconds(score, select, evaluate)
@@ -198,7 +203,7 @@ def _prefills(model: Model, choices: Iterable[Choice]) -> float:
         if not choice.takes_scores:
             base = choice.base
             problem = problem or DryProblem(model, base.examples, base.policy, base.objective)
-            propose(choice.strategy.strategy, problem, choice.size)
+            proposed(choice.strategy.strategy, problem, choice.budget)
     return 0.0 if problem is None else problem.spent.prefills
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from swa import cost
-from swa.errors import ScoresError
+from swa.budget import Budget
+from swa.errors import InputError, ScoresError
 from swa.examples import Example, content_hash
 from swa.gates import Objective
 from swa.layer_scores import LayerScores
@@ -51,17 +52,40 @@ class Base:
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy that may keep `size` layers full."""
+    """A strategy within a budget, which is a number of layers or a tolerance."""
 
     base: Base
     strategy: NamedStrategy
-    size: int
+    budget: Budget
+
+    @classmethod
+    def of(cls, base: Base, strategy: NamedStrategy, budget: Budget, model: Model) -> Choice:
+        """Within any budget.
+
+        Raises:
+            InputError: it cannot be met, or is more than the model's selectable layers.
+        """
+        if budget.nll_increase is None:
+            size, selectable = budget.size(model.config, base.policy), len(model.selectable_layers)
+            if size > selectable:
+                raise InputError(
+                    f"the budget {budget} is {size} full-attention layers, of which {model.name}"
+                    f" has {selectable} that can be chosen"
+                )
+            budget = Budget(full_attention_layers=size)
+        return cls(base, strategy, budget)
+
+    @property
+    def size(self) -> int | None:
+        """The most full layers; None: as many as it takes."""
+        return self.budget.full_attention_layers
 
     @property
     def takes_scores(self) -> bool:
-        """Whether the exact scores of `base` are made in tasks of their own."""
-        # Scores are differences in NLL: under another objective they are of no use.
-        return self.strategy.takes_scores and self.base.objective == "nll"
+        """Whether the exact scores of `base`, made in tasks of their own, are all that it needs."""
+        # Scores are differences in NLL, and tell nothing of whole selections.
+        is_nll = self.base.objective == "nll"
+        return self.strategy.takes_scores and is_nll and self.size is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +156,7 @@ class Graph:
             choice.base.policy,
             choice.base.objective,
             choice.strategy,
-            choice.size,
+            choice.budget,
             choice.base.examples,
             choice.base.examples_hash,
             scores,

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from swa.budget import Budget
 from swa.errors import InputError
 from swa.policy import AttentionPolicy
-from swa.selection import Budget
 from swa.strategies import Strategy, resolve
 from swa.strategies.base import Plain
 from swa.strategies.rankings import TopK
@@ -137,13 +137,6 @@ def _budget(value: Any) -> Budget:
     if isinstance(value, float):
         return Budget(fraction=value)
     return Budget(full_attention_layers=_integer(value, "budgets"))
-
-
-def budget_name(budget: Budget) -> str:
-    """As a table shows it: "0.25" for a share, "8 layers" for a number."""
-    if budget.fraction is not None:
-        return f"{budget.fraction:g}"
-    return f"{budget.full_attention_layers} layers"
 
 
 def as_sequence(models: Any) -> Sequence[Any]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from swa.errors import ExampleError, InputError
+from swa.budget import Budget
+from swa.errors import ExampleError
 from swa.evaluation import gap_closed
 from swa.examples import Example
 from swa.gates import Objective
 from swa.layer_scores import mean
 from swa.model import Model
-from swa.selection import Budget
 from swa.sweeps.graph import FULL, SLIDING, Base, Choice, End, Graph, Heldout, Point, Results
-from swa.sweeps.grid import Grid, budget_name
+from swa.sweeps.grid import Grid
 from swa.sweeps.table import Row
 from swa.sweeps.tasks import ModelSource, Task
 
@@ -34,7 +34,7 @@ class ModelSweep:
         source: how workers open it.
 
     Raises:
-        InputError: a budget is more than the model's selectable layers.
+        InputError: a budget cannot be met, or is more than the model's selectable layers.
         PolicyError: a policy does not fit the model.
         ExampleError: there are no examples, or no policy hides anything from any of them.
     """
@@ -54,16 +54,18 @@ class ModelSweep:
                 raise ExampleError(f"there are no {what} examples")
         self.notes: list[str] = []
         self.heldout = Heldout.of(heldout)
-        sizes = [(budget, _size(budget, model)) for budget in grid.budgets]
         points: list[tuple[Point, Budget | None]] = []
         self.bases = list(self._bases(grid, model, source, calibration, objective))
         for base in self.bases:
             ends: tuple[End, ...] = (FULL, SLIDING)
             points += ((Point(base.policy, self.heldout, end), None) for end in ends)
             points += (
-                (Point(base.policy, self.heldout, Choice(base, strategy, size)), budget)
+                (
+                    Point(base.policy, self.heldout, Choice.of(base, strategy, budget, model)),
+                    budget,
+                )
                 for strategy in grid.strategies
-                for budget, size in sizes
+                for budget in grid.budgets
             )
         self._budgets = [budget for _, budget in points]
         self.graph = Graph(model, source, (point for point, _ in points))
@@ -153,7 +155,7 @@ class ModelSweep:
             row |= {
                 "strategy": choice.strategy.name,
                 "objective": choice.base.objective,
-                "budget": budget_name(budget),
+                "budget": str(budget),
                 "select_prefills": prefills,
                 "n_calibration": len(choice.base.examples),
             }
@@ -172,13 +174,3 @@ class ModelSweep:
             f"{stage}_seconds": sum(seconds[task.key] for task in tasks)
             for stage, tasks in stages.items()
         }
-
-
-def _size(budget: Budget, model: Model) -> int:
-    size, selectable = budget.resolve(model.config.num_hidden_layers), len(model.selectable_layers)
-    if size > selectable:
-        raise InputError(
-            f"the budget {budget_name(budget)} is {size} full-attention layers, of which"
-            f" {model.name} has {selectable} that can be chosen"
-        )
-    return size

@@ -69,7 +69,7 @@ def sweep(
         consumers: None for the policies above, a name for `AttentionPolicy.for_consumer`.
         strategies: as `swa.select` takes them; those of your own must be the same in every process:
             functions of a module, or dataclasses.
-        budgets: shares of the layers (float), numbers of layers (int), or Budgets.
+        budgets: shares of the layers (float), numbers of layers (int), or Budgets of any kind.
         objective: that strategies minimise, as for `swa.select`.
         executor: anything whose `submit(function, *arguments)` gives a future with `result` and
             `add_done_callback`: an executor of `concurrent.futures`, a Dask client, ...

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from swa import jsonio
+from swa.budget import Budget
 from swa.errors import CheckpointError
 from swa.evaluation import evaluate
 from swa.examples import Example
@@ -19,7 +20,9 @@ from swa.layer_scores import LayerScores, read_integer, read_number
 from swa.policy import AttentionPolicy, format_layers
 from swa.problem import CalibrationProblem
 from swa.score import ExampleScores, SweepTask
-from swa.strategies import propose
+from swa.strategies import Proposal, Strategy, propose
+from swa.strategies.base import Plain
+from swa.strategies.fewest import fewest
 from swa.sweeps.grid import NamedStrategy
 
 if TYPE_CHECKING:
@@ -187,8 +190,8 @@ class SelectTask(Keyed):
     policy: AttentionPolicy
     objective: Objective
     strategy: NamedStrategy
-    size: int
-    """Of the budget, in layers."""
+    budget: Budget
+    """A number of layers, or a tolerance."""
     examples: tuple[Example, ...]
     examples_hash: str
     scores: LayerScores | None
@@ -196,7 +199,7 @@ class SelectTask(Keyed):
 
     @property
     def name(self) -> str:
-        return f"selecting {self.size} layers by {self.strategy.name} under {self.policy!r}"
+        return f"selecting {self.budget} by {self.strategy.name} under {self.policy!r}"
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -206,12 +209,12 @@ class SelectTask(Keyed):
             "policy": self.policy.to_dict(),
             "objective": self.objective,
             "strategy": self.strategy.identity,
-            "full_attention_layers": self.size,
+            **self.budget.to_dict(),
             "examples": self.examples_hash,
         }
 
     def run(self, model: Model) -> dict[str, Any]:
-        proposal = propose(self.strategy.strategy, self._problem(model), self.size)
+        proposal = proposed(self.strategy.strategy, self._problem(model), self.budget)
         return {
             "layers": list(proposal.layers),
             "prefills": proposal.cost.prefills,
@@ -243,6 +246,16 @@ class SelectTask(Keyed):
     def read(result: Mapping[str, Any]) -> tuple[tuple[int, ...], float]:
         """The layers, and their cost in prefills an example. Raises KeyError, TypeError."""
         return tuple(map(read_integer, result["layers"])), read_number(result["prefills"])
+
+
+def proposed(strategy: Strategy | Plain, problem: CalibrationProblem, budget: Budget) -> Proposal:
+    """What a strategy proposes within a number of layers, or a tolerance.
+
+    Raises as `swa.select`.
+    """
+    if budget.nll_increase is not None:
+        return fewest(strategy, problem, budget.nll_increase)
+    return propose(strategy, problem, budget.resolve(problem.num_layers))
 
 
 @dataclass(frozen=True)
