@@ -192,6 +192,8 @@ class Settings:
     num_sink_tokens: int = 4
     tail_tokens: int = 64
     fraction: float = 0.25
+    search_prefills: int = 12
+    """Most work of each search, in prefills an example."""
     seed: int = 0
 
     @property
@@ -202,11 +204,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Variant:
-    """One choice of full layers, measured on held-out examples without and with the tail."""
+    """One way to choose full layers, measured on held-out examples without and with the tail."""
 
     name: str
     layers: tuple[int, ...]
     without_tail: Evaluation
+    layers_with_tail: tuple[int, ...]
+    """Others than `layers` where the tail was there when they were chosen."""
     with_tail: Evaluation
 
 
@@ -226,17 +230,21 @@ class Demo:
     settings: Settings
     scores: LayerScores
     selection: Selection
+    """The default of `swa.select`, without a tail."""
     full: Variant
     sliding: Variant
     periodic: tuple[Variant, ...]
+    paper: Variant
+    """The k layers with the largest single-layer scores, taken without a tail."""
     chosen: Variant
+    """The default, searched for without and with the tail."""
     answer: Answer
     seconds: float
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         """In the order of the table."""
-        return (self.full, self.sliding, *self.periodic, self.chosen)
+        return (self.full, self.sliding, *self.periodic, self.paper, self.chosen)
 
     @property
     def beats_every_periodic(self) -> bool:
@@ -252,8 +260,8 @@ class Demo:
         relation = "beat" if self.beats_every_periodic else "do NOT beat"
         return (
             f"On held-out examples the {len(self.chosen.layers)} selected layers {relation} every "
-            f"periodic choice of as many: NLL {chosen:.3f} against {best.without_tail.nll:.3f} "
-            f"for the best, {best.name}."
+            f"periodic choice: NLL {chosen:.3f} against {best.without_tail.nll:.3f} for the best, "
+            f"{best.name}, and {self.paper.without_tail.nll:.3f} for the paper's top-k."
         )
 
     def gap_closed(self, evaluation: Evaluation) -> float | None:
@@ -277,7 +285,7 @@ class Demo:
     def to_dict(self) -> dict[str, Any]:
         """What `swa demo --json` prints."""
         return {
-            "schema": "swa.demo/1",
+            "schema": "swa.demo/2",
             "settings": asdict(self.settings),
             "model_name": self.scores.model_name,
             "model_fingerprint": self.scores.model_fingerprint,
@@ -287,6 +295,7 @@ class Demo:
                 {
                     "name": variant.name,
                     "layers": list(variant.layers),
+                    "layers_with_tail": list(variant.layers_with_tail),
                     "nll": variant.without_tail.nll,
                     "gap_closed": self.gap_closed(variant.without_tail),
                     "greedy_match": variant.without_tail.greedy_match,
@@ -327,7 +336,7 @@ class Demo:
 def run(
     model: Model, settings: Settings | None = None, *, progress: bool = True, say: Say = _silent
 ) -> Demo:
-    """Score, select, evaluate on held-out examples, and answer one of them.
+    """Score, select, search, evaluate on held-out examples, and answer one of them.
 
     Args:
         model: with a tokenizer, unpatched.
@@ -339,6 +348,7 @@ def run(
     from swa.patterns import periodic_choices
     from swa.score import score_layers
     from swa.selection import Budget, select
+    from swa.strategies.joint import Joint
 
     started = time.monotonic()
     settings = settings or Settings()
@@ -354,39 +364,52 @@ def run(
         for split in ("calibration", "heldout")
     )
     say(
-        f"[1/3] scoring {len(selectable)} layers on {len(calibration)} examples of "
+        f"[1/4] scoring {len(selectable)} layers one by one on {len(calibration)} examples of "
         f"{settings.prompt_tokens} tokens, window {settings.sliding_window}, "
         f"{settings.num_sink_tokens} sinks"
     )
     scores = score_layers(model, calibration, policy, progress=progress)
-    selection = select(scores, Budget(fraction=settings.fraction))
+    budget = Budget(fraction=settings.fraction)
+    paper = select(scores, budget).layers
 
-    evenly = periodic_choices(len(selectable), len(selection.layers))
+    say(f"[2/4] choosing layers together, without and with a tail of {settings.tail_tokens} tokens")
+    joint, with_tail = (
+        Joint(settings.search_prefills),
+        replace(policy, num_tail_tokens=settings.tail_tokens),
+    )
+    selection = select(
+        model, calibration, policy, budget, strategy=joint, scores=scores, progress=progress
+    )
+    tailed = select(model, calibration, with_tail, budget, strategy=joint, progress=progress)
+
+    evenly = periodic_choices(len(selectable), len(paper))
     choices: dict[str, tuple[int, ...]] = {"all sliding": ()}
     for offset, places in enumerate(evenly):
         choices[f"periodic, offset {offset}"] = tuple(selectable[place] for place in places)
-    choices["selected"] = selection.layers
+    choices["paper's top-k"] = paper
     say(
-        f"[2/3] selected layers {format_layers(selection.layers)}; evaluating "
-        f"{len(choices) + 1} choices on {len(heldout)} other examples"
+        f"[3/4] top-k chose layers {format_layers(paper)}, the search "
+        f"{format_layers(selection.layers)}, with the tail {format_layers(tailed.layers)}; "
+        f"evaluating {len(choices) + 2} choices on {len(heldout)} other examples"
     )
-    with _bar(1 + 2 * len(choices), progress) as bar:
+    with _bar(3 + 2 * len(choices), progress) as bar:
 
-        def measure(layers: tuple[int, ...], tail: int) -> Evaluation:
-            applied = replace(policy, num_tail_tokens=tail)
-            chosen = applied.with_full_layers(layers, model.config.num_hidden_layers)
-            evaluation = evaluate(model, heldout, policy=chosen)
+        def measure(policy: AttentionPolicy | None, layers: tuple[int, ...] = ()) -> Evaluation:
+            if policy is not None:
+                policy = policy.with_full_layers(layers, model.config.num_hidden_layers)
+            evaluation = evaluate(model, heldout, policy=policy)
             bar.update()
             return evaluation
 
-        full = evaluate(model, heldout)
-        bar.update()
-        sliding, *others, chosen = (
-            Variant(name, layers, measure(layers, 0), measure(layers, settings.tail_tokens))
-            for name, layers in choices.items()
-        )
+        def variant(name: str, layers: tuple[int, ...], tailed: tuple[int, ...]) -> Variant:
+            own = measure(policy, layers)
+            return Variant(name, layers, own, tailed, measure(with_tail, tailed))
 
-    say("[3/3] answering a held-out question with the patched model")
+        full = measure(None)
+        sliding, *others, top = (variant(name, each, each) for name, each in choices.items())
+        chosen = variant("joint (default)", selection.layers, tailed.layers)
+
+    say("[4/4] answering a held-out question with the patched model")
     asked = heldout[0]
     reply = model.patch(selection).generate(
         asked.prompt_ids, max_new_tokens=asked.answer_len + EXTRA_TOKENS
@@ -396,9 +419,10 @@ def run(
         scores=scores,
         selection=selection,
         # Full attention has nothing for a tail to change.
-        full=Variant("full attention", selectable, full, full),
+        full=Variant("full attention", selectable, full, selectable, full),
         sliding=sliding,
         periodic=tuple(others),
+        paper=top,
         chosen=chosen,
         answer=Answer(
             asked.task, model.tokenizer.decode(asked.answer_ids).strip(), reply.text.strip()

@@ -51,8 +51,9 @@ def demo(
 ) -> None:
     """Run the whole path on a real model, in minutes.
 
-    Scores the layers of SmolLM2-135M-Instruct, selects a quarter of them, compares that with full,
-    sliding and periodic attention on held-out examples, writes a report, and answers a question.
+    Scores the layers of SmolLM2-135M-Instruct, selects a quarter of them by score and by joint
+    search, compares both with full, sliding and periodic attention on held-out examples, writes a
+    report, and answers a question.
     """
     import swa
     from swa import demo as demo_module
@@ -91,7 +92,8 @@ def demo(
 
         Console().print(result.table())
         print(result.verdict)
-        print(f"Selected layers: {list(result.selection.layers)}")
+        print(f"Selected layers: {list(result.chosen.layers)}")
+        print(f"With the tail:   {list(result.chosen.layers_with_tail)}")
         print(f"Asked ({result.answer.task}), expected:  {result.answer.expected}")
         print(f"{' ' * len(f'Asked ({result.answer.task}), ')}generated: {result.answer.generated}")
     note(f"wrote {out}; took {result.seconds:.0f} s after loading")
