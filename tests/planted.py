@@ -16,6 +16,11 @@ ln n nats of the answer's first token, whatever the other layers do: the truth o
 ablating alike. All other layers are worth nothing: they are local, or decoys that read the far
 values as the planted ones do and write them where the head does not look, so that layers cannot be
 told by how far they attend.
+
+On request layers interact. A copy looks up the attribute of another layer as well: either of the
+two will do. A chain is two layers that are useful only together: the first looks up, far away, the
+key that the key in question points to ("k4 P7" points to k7), the second looks up that key's value;
+without the first it attends to <bos> and finds nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +44,7 @@ SLOW_PAIRS, FAST_PAIRS = slice(23, 32), slice(0, 8)
 SHARPNESS = 16.0  # of queries and of keys: a match is worth 16 * 16 / sqrt(64) = 32 nats
 CONSTANT = 10.0  # dominates every row's norm, so that RMSNorm is nearly the identity
 CONFIDENCE = 30.0  # logit of a value that was found
+HOP = 4.0  # a quarter of a pointer is enough to follow it
 
 
 class PlantedExample(NamedTuple):
@@ -55,7 +61,11 @@ class Planted:
     folder: Path
     num_hidden_layers: int
     n_values: Mapping[int, int]
+    """The second layer of a chain included."""
     vocabulary: Mapping[str, int]
+    chain: tuple[int, int] | None = None
+    copies: Mapping[int, int] = field(default_factory=dict)
+    """copy -> the layer that it repeats."""
 
     @property
     def ranked_layers(self) -> list[int]:
@@ -65,7 +75,11 @@ class Planted:
     @property
     def deltas(self) -> np.ndarray:
         """float64 [L]: true delta in mean answer NLL (of two tokens, the second is certain)."""
-        worth = [math.log(self.n_values.get(i, 1)) for i in range(self.num_hidden_layers)]
+        n_values = {copy: self.n_values[layer] for copy, layer in self.copies.items()}
+        n_values |= self.n_values
+        for layer in self.chain or ():  # nothing alone
+            n_values[layer] = 1
+        worth = [math.log(n_values.get(i, 1)) for i in range(self.num_hidden_layers)]
         return np.array(worth) / 2
 
     def example(self, prompt_tokens: int, *, near: int, seed: int = 0) -> PlantedExample:
@@ -79,9 +93,18 @@ class Planted:
             at = 10 + 2 * slot  # out of reach of attention sinks
             words[at : at + 2] = [f"k{key}", f"{chr(65 + attribute)}{values[attribute][key]}"]
         asked = rng.integers(N_KEYS)
+        keys = dict.fromkeys(self.n_values, asked)
+        if self.chain is not None:
+            pointers = rng.integers(0, N_KEYS, N_KEYS)
+            free = [at for at in range(10, prompt_tokens - near - 2) if words[at][0] == "w"]
+            pairs = [at for at in free[::3] if words[at + 1][0] == "w"]
+            for key, at in enumerate(rng.choice(pairs, N_KEYS, replace=False)):
+                words[at : at + 2] = [f"k{key}", f"P{pointers[key]}"]
+            keys[self.chain[1]] = pointers[asked]
         words[0] = "<bos>"
         words[-2:] = [f"k{asked}", "?"]
-        answer = [answer_token([of_key[asked] for of_key in values]), "<eos>"]
+        found = [of_key[key] for of_key, key in zip(values, keys.values(), strict=True)]
+        answer = [answer_token(found), "<eos>"]
         ids = [[self.vocabulary[word] for word in text] for text in (words, answer)]
         return PlantedExample(" ".join(words[1:]), " ".join(answer), *ids)
 
@@ -102,6 +125,8 @@ class Space:
         self.value = [self._take(n) for n in n_values]  # the value that a token is
         self.found = [self._take(n) for n in n_values]  # the value that a lookup brought
         self.scratch = self._take(sum(n_values))  # no one reads it
+        self.is_bos, self.is_pointer = self._take(1), self._take(1)
+        self.pointer, self.hop = self._take(N_KEYS), self._take(N_KEYS)  # that it is; that was read
 
     def _take(self, n: int) -> slice:
         self.size += n
@@ -113,11 +138,18 @@ def planted_checkpoint(
     *,
     num_hidden_layers: int = 9,
     n_values: Mapping[int, int] | None = None,
+    chain: tuple[int, int] | None = None,
+    copies: Mapping[int, int] | None = None,
     dtype: str = "F32",
     seed: int = 0,
 ) -> Planted:
-    """Write the model and its tokenizer. `n_values`: planted layer -> values of its attribute."""
-    n_values = dict(n_values or {2: 4, 5: 8, 7: 2})
+    """Write the model and its tokenizer.
+
+    n_values: planted layer -> values of its attribute, for a chain of its second layer.
+    chain: the layer that follows the pointer, and the one above that looks up the value.
+    copies: copy -> the layer of `n_values` that it repeats.
+    """
+    n_values, copies = dict(n_values or {2: 4, 5: 8, 7: 2}), dict(copies or {})
     counts = list(n_values.values())
     space = Space(counts)
     rng = np.random.default_rng(seed)
@@ -125,14 +157,19 @@ def planted_checkpoint(
         *("<bos>", "<eos>", "<unk>", "?"),
         *(f"w{i}" for i in range(N_FILLERS)),
         *(f"k{i}" for i in range(N_KEYS)),
+        *(f"P{i}" for i in range(N_KEYS if chain else 0)),
         *(f"{chr(65 + a)}{i}" for a, n in enumerate(counts) for i in range(n)),
         *map(answer_token, itertools.product(*map(range, counts))),
     ]
     tensors = {"model.embed_tokens.weight": embeddings(vocabulary, space)}
     for i in range(num_hidden_layers):
-        if i in n_values:
-            attribute = list(n_values).index(i)
+        if chain is not None and i == chain[0]:
+            function = follow(space)
+        elif i in n_values or i in copies:
+            attribute = list(n_values).index(copies.get(i, i))
             function = lookup(space, [attribute], space.found[attribute])
+            if chain is not None and i == chain[1]:
+                from_hop(function, space)
         elif i == 0:
             function = previous_token(space, space.previous_key)
         elif i % 2:
@@ -163,7 +200,7 @@ def planted_checkpoint(
     write_checkpoint(folder, config, tensors, dtype=dtype)
     write_tokenizer(folder, word_tokenizer(vocabulary))
     ids = {word: i for i, word in enumerate(vocabulary)}
-    return Planted(folder, num_hidden_layers, n_values, ids)
+    return Planted(folder, num_hidden_layers, n_values, ids, chain, copies)
 
 
 def embeddings(vocabulary: list[str], space: Space) -> np.ndarray:
@@ -173,6 +210,11 @@ def embeddings(vocabulary: list[str], space: Space) -> np.ndarray:
         attribute = ord(word[0]) - 65
         if word == "?":
             row[space.is_question] = 1
+        elif word == "<bos>":
+            row[space.is_bos] = 1
+        elif word[0] == "P":
+            row[space.is_pointer] = 1
+            row[space.pointer][int(word[1:])] = 1
         elif "." in word:
             row[space.is_answer] = 1
         elif word[0] == "k":
@@ -243,6 +285,26 @@ def lookup(space: Space, attributes: list[int], target: slice) -> Function:
         function.copy(space.value[attribute], target, at)
         at += space.value[attribute].stop - space.value[attribute].start
     return function
+
+
+def follow(space: Space) -> Function:
+    """The question mark reads which key its own points to."""
+    function = Function.zeros(space.size)
+    *key_pairs, pointer_pair = np.arange(HEAD_DIM // 2)[SLOW_PAIRS]
+    function.q[key_pairs, space.previous_key] = SHARPNESS * np.eye(N_KEYS)
+    function.k[key_pairs, space.previous_key] = SHARPNESS * np.eye(N_KEYS)
+    function.q[pointer_pair, space.is_question] = SHARPNESS
+    function.k[pointer_pair, space.is_pointer] = SHARPNESS
+    function.copy(space.pointer, space.hop)
+    return function
+
+
+def from_hop(function: Function, space: Space) -> None:
+    """Look up by the key that was pointed to; where there is none, <bos> wins, and says nothing."""
+    *key_pairs, value_pair = np.arange(HEAD_DIM // 2)[SLOW_PAIRS]
+    function.q[key_pairs, space.previous_key] = 0
+    function.q[key_pairs, space.hop] = HOP * SHARPNESS * np.eye(N_KEYS)
+    function.k[value_pair, space.is_bos] = 1.5 * SHARPNESS
 
 
 def layer_tensors(

@@ -15,7 +15,8 @@ from swa.strategies.rankings import Path
 from swa.strategies.refine import LocalSearch
 
 SEARCH_SHARE = 0.35  # of what is left after the first measurements
-FIRST_ORDER = "first order"  # what the trace calls it
+NO_LAYER, FIRST_ORDER = "no layer", "first order"  # what the trace calls them
+LEAST_GAIN = 1e-3  # of what is gained already: swaps that promise less are not tried
 FEWEST = 4  # steps that Frank-Wolfe needs
 
 
@@ -31,8 +32,9 @@ class Joint:
     calibration examples it is never worse than first order or exact top-k.
 
     Args:
-        prefills: most work, in prefills an example; None: the number of layers and one, which is
-            what a plain sweep takes. First order is measured in any case.
+        prefills: most work, in prefills an example; None: the number of layers, which with a pass
+            in full attention to compare with is what a plain sweep takes. First order is measured
+            in any case.
         seed: of the turns that examples take.
     """
 
@@ -43,11 +45,11 @@ class Joint:
         check_count(self.prefills, "prefills")
 
     def propose(self, problem: Problem, size: int) -> Proposal:
-        limit = problem.cost.prefills + (self.prefills or problem.num_layers + 1)
+        limit = problem.cost.prefills + (self.prefills or problem.num_layers)
         layers, n = problem.selectable, problem.n_examples
         none_full = np.zeros(problem.num_layers)
         slope = problem.gradient(none_full)[1].mean(axis=0)
-        candidates = {"no layer": (), FIRST_ORDER: best(-slope, layers, size)}
+        candidates = {NO_LAYER: (), FIRST_ORDER: best(-slope, layers, size)}
         if problem.known_deltas is not None:
             candidates["exact top-k"] = best(problem.known_deltas.mean(axis=0), layers, size)
         losses = {name: _mean_loss(problem, chosen) for name, chosen in candidates.items()}
@@ -66,11 +68,12 @@ class Joint:
         search = LocalSearch(
             problem,
             candidates[min(losses, key=lambda name: losses[name])],
-            affordable=lambda prefills: problem.cost.prefills + prefills <= limit,
+            left=lambda: limit - problem.cost.prefills,
+            least=LEAST_GAIN * (losses[NO_LAYER] - min(losses.values())),
         )
-        search.prune()  # which makes room
         search.improve(size)
         search.prune()
+        search.improve(size)  # where pruning has made room
         moves = [Move(name, candidates[name], loss=losses[name]) for name in candidates]
         return Proposal(search.layers, (*moves, *search.moves))
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from swa.policy import format_layers
 from swa.problem import F64, Problem
 from swa.strategies.base import Batches, Move, Plain, Proposal, Strategy, ask, check_count, gates
@@ -38,18 +36,21 @@ class LocalSearch:
     Args:
         problem: judges.
         layers: the selection to start from.
-        affordable: whether so many more prefills an example may be spent.
+        left: how many prefills an example may still be spent.
+        least: the gain that a swap must promise to be tried, nats per answer token.
     """
 
     def __init__(
         self,
         problem: Problem,
         layers: tuple[int, ...],
-        affordable: Callable[[float], bool] = lambda prefills: True,
+        left: Callable[[], float] = lambda: math.inf,
+        least: float = 0.0,
     ) -> None:
-        self.problem, self.affordable = problem, affordable
+        self.problem, self.left, self.least = problem, left, least
         self.layers, self.losses = layers, problem.loss(layers)
         self.moves: list[Move] = []
+        self._slopes: dict[tuple[int, ...], F64] = {}
         # A change must help on a part of the examples, spread over the tasks, before it is
         # measured on all.
         n = problem.n_examples
@@ -67,7 +68,7 @@ class LocalSearch:
         while (slope := self._slope()) is not None:
             begun_at, failures = self.layers, 0
             while failures < PATIENCE and (change := self._exchange(slope, size, tried)):
-                if not self.affordable(1):
+                if self.left() < 1:
                     return
                 failures = 0 if self._try(change, tried) else failures + 1
             if self.layers == begun_at:  # nothing that the gradient promises is true
@@ -85,7 +86,7 @@ class LocalSearch:
         order = sorted(self.layers, key=lambda layer: (-slope[layer], layer))
         free = [layer for layer in order if slope[layer] >= 0]
         groups = [free, *([layer] for layer in order[len(free) :])]
-        while groups and failures < PATIENCE and self.affordable(1):
+        while groups and failures < PATIENCE and self.left() >= 1:
             group = groups.pop(0)
             if not group:
                 continue
@@ -98,14 +99,21 @@ class LocalSearch:
                 failures += 1
 
     def _slope(self) -> F64 | None:
-        """float64 [L]: the gradient here, or None where it cannot be afforded."""
-        alpha = gates(self.problem.num_layers, self.layers)
-        if not self.affordable(self.problem.gradient_price(alpha)):
-            return None
-        return np.asarray(self.problem.gradient(alpha)[1].mean(axis=0))
+        """float64 [L]: the gradient here, or None where it cannot be afforded.
+
+        It gets half of what is left at most, if need be on a part of the examples.
+        """
+        if self.layers not in self._slopes:
+            alpha = gates(self.problem.num_layers, self.layers)
+            price = self.problem.gradient_price(alpha) / self.problem.n_examples
+            parts = [part for part in self._parts if len(part) * price <= self.left() / 2]
+            if not parts:
+                return None
+            self._slopes[self.layers] = self.problem.gradient(alpha, parts[-1])[1].mean(axis=0)
+        return self._slopes[self.layers]
 
     def _exchange(self, slope: F64, size: int, tried: set[tuple[int, ...]]) -> Change | None:
-        """The most promising swap or addition that has not been tried."""
+        """The most promising swap or addition that has not been tried; None if none promises."""
         outside = [layer for layer in self.problem.selectable if layer not in self.layers]
         removals: list[tuple[int, ...]] = [(layer,) for layer in self.layers]
         if len(self.layers) < size:
@@ -116,7 +124,8 @@ class LocalSearch:
             for new in outside
         )
         left = (change for change in changes if change.applied(self.layers) not in tried)
-        return min(left, default=None)
+        found = min(left, default=None)
+        return None if found is None or found.estimate > -self.least else found
 
     def _try(
         self, change: Change, tried: set[tuple[int, ...]], ceiling: float | None = None
@@ -165,7 +174,7 @@ class Refine:
         start = Fixed(self.start) if isinstance(self.start, tuple) else resolve(self.start)
         begun = ask(start, problem, size)
         limit = problem.cost.prefills + (self.prefills or math.inf)
-        search = LocalSearch(problem, begun.layers, lambda p: problem.cost.prefills + p <= limit)
+        search = LocalSearch(problem, begun.layers, lambda: limit - problem.cost.prefills)
         moves = (*begun.trace, Move("start", begun.layers, loss=search.loss))
         search.improve(size)
         return Proposal(search.layers, moves + tuple(search.moves))
