@@ -80,5 +80,9 @@ class JudgeError(SwaError, RuntimeError):
     """A judge of replies cannot be reached, refuses, or says nothing."""
 
 
+class WorkerError(SwaError, RuntimeError):
+    """Workers keep dying, or an executor does not do its duty."""
+
+
 class SwaWarning(UserWarning):
     """Something that works, but that the user should know about."""

@@ -13,7 +13,7 @@ import pytest
 from planted import Planted, planted_checkpoint
 
 import swa
-from swa.errors import SwaError
+from swa.errors import InputError, SwaError
 from swa.strategies import STRATEGIES
 
 ROOT = Path(__file__).parent.parent
@@ -93,6 +93,12 @@ def test_the_headline_comes_first_and_cells_without_signal_are_left_out() -> Non
     narrow = replace(FULL_SCALE, setting=replace(FULL_SCALE.setting, prompt_tokens=1024))
     assert 1024 not in {c.setting.window for c in cells(narrow, 8064) if c.group == "window"}
     assert max(cell.setting.prompt_tokens for cell in cells(FULL_SCALE, 4000)) == 3072
+
+
+def test_a_model_with_too_few_positions_is_refused(planted: Planted, tmp_path: Path) -> None:
+    scale = replace(SCALE, setting=replace(SCALE.setting, prompt_tokens=4000))
+    with pytest.raises(InputError, match="4096 positions, too few for prompts of 4000"):
+        Study(str(planted.folder), scale, tmp_path / "journal", threads=1)
 
 
 def test_the_truth_is_found(done: Study, planted: Planted) -> None:

@@ -6,11 +6,13 @@ import csv
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -23,11 +25,18 @@ from sweep_strategies import Deadly, Slow, highest, kill_first
 import swa
 from swa import cost
 from swa.cost import Work
-from swa.errors import CheckpointError, ExampleError, InputError, ScoresError, SwaWarning
+from swa.errors import (
+    CheckpointError,
+    ExampleError,
+    InputError,
+    ScoresError,
+    SwaWarning,
+    WorkerError,
+)
 from swa.model import plan
 from swa.problem import CalibrationProblem
 from swa.strategies import STRATEGIES, propose, resolve
-from swa.sweeps import SweepTable, WorkerError, driver, estimate_sweep, tasks
+from swa.sweeps import SweepTable, driver, estimate_sweep, tasks
 from swa.sweeps.driver import ATTEMPTS, Inline, LocalWorkers
 from swa.sweeps.estimate import DryProblem
 
@@ -138,6 +147,13 @@ def test_budgets_of_every_kind(planted: Planted, sweep: Callable[..., SweepTable
         sweep(budgets=budgets)
 
 
+def test_another_objective(sweep: Callable[..., SweepTable]) -> None:
+    table = sweep(objective="kl", strategies=["topk", "first_order"], budgets=[3], tails=[0])
+    assert [row["layers"] for row in table.rows[2:]] == ["2,5,7"] * 2
+    assert [row["objective"] for row in table.rows] == [None, None, "kl", "kl"]
+    assert table.timings[2]["score_seconds"] == 0  # exact scores are differences in NLL
+
+
 def test_every_model_and_dtype(planted: Planted, sweep: Callable[..., SweepTable]) -> None:
     other = planted_checkpoint(planted.folder.parent / "other", seed=1)
     made: list[int] = []
@@ -170,6 +186,18 @@ def test_examples_may_repeat(planted: Planted, sweep: Callable[..., SweepTable])
     expected = sweep(strategies=["topk"])
     assert [row["layers"] for row in table.rows] == [row["layers"] for row in expected.rows]
     assert table.nll_per_example(2) == 2 * expected.nll_per_example(2)
+
+
+def test_a_patched_export_is_swept_as_the_model_that_it_was(
+    planted: Planted, sweep: Callable[..., SweepTable], tmp_path: Path
+) -> None:
+    policy = swa.AttentionPolicy(16, num_sink_tokens=4).with_full_layers([1], 9)
+    swa.load(planted.folder, num_threads=1).patch(policy).save_pretrained(tmp_path / "export")
+    options = GRID | {"strategies": ["first"], "tails": [0], "threads": 1}
+    calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
+    found = swa.sweep(tmp_path / "export", calibration, heldout, **options)
+    expected = sweep(strategies=["first"], tails=[0])
+    assert [row["nll"] for row in found.rows] == [row["nll"] for row in expected.rows]
 
 
 def test_policies_that_hide_nothing_are_left_out(sweep: Callable[..., SweepTable]) -> None:
@@ -492,6 +520,8 @@ def test_a_worker_that_finds_another_model(planted: Planted) -> None:
         ({"strategies": ["best"]}, "no strategy 'best'"),
         ({"strategies": [lambda problem, size: []]}, "cannot be told from others"),
         ({"objective": "loss"}, "objective must be"),
+        ({"threads": -1}, "threads must be"),
+        ({"dtypes": ["int4"]}, "dtype must be"),
     ],
 )
 def test_grids_that_cannot_be(
@@ -528,9 +558,26 @@ def test_without_pyarrow(
     expected: SweepTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("pyarrow", "polars"):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match="pyarrow or polars"):
         expected.to_parquet(tmp_path / "t.parquet")
+
+
+def test_polars_will_do(
+    expected: SweepTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DataFrame:
+        def __init__(self, rows: list[dict[str, Any]], infer_schema_length: None) -> None:
+            self.rows = rows
+
+        def write_parquet(self, path: Path) -> None:
+            path.write_text(str(len(self.rows)))
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "polars", SimpleNamespace(DataFrame=DataFrame))
+    expected.to_parquet(tmp_path / "t.parquet")
+    assert (tmp_path / "t.parquet").read_text() == "12"
+    assert expected.to_polars(examples=True).rows == list(expected.examples)
 
 
 def test_timings_do_not_count(sweep: Callable[..., SweepTable], expected: SweepTable) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.study.cells import TOPK, Cell, Scale, Selected, Setting, cells
 from swa import examples
 from swa.budget import Budget
+from swa.errors import InputError
 from swa.estimate import measure_speed
 from swa.examples import Example, content_hash
 from swa.gates import gate_gradient
@@ -85,6 +86,9 @@ class Study:
         journal: where every finished task is kept; opened by `run`, and read by `load`.
         make: makes the examples.
         threads: of the engine; 0: all cores.
+
+    Raises:
+        InputError: the model has too few positions for the headline setting.
     """
 
     def __init__(
@@ -105,6 +109,11 @@ class Study:
             num_threads=threads,
         )
         self.cells = cells(scale, self.model.max_position_embeddings - ANSWER_ROOM)
+        if not any(cell.group == "headline" for cell in self.cells):
+            raise InputError(
+                f"{self.model.name} has {self.model.max_position_embeddings} positions, too few for"
+                f" prompts of {scale.setting.prompt_tokens} tokens"
+            )
         self.store = Store(None)
         self._examples: dict[Any, tuple[Example, ...]] = {}
         self._bases: dict[Any, Base] = {}

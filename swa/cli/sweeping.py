@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from swa.cli.helpers import Interrupted, integers, load_examples, note, print_json
-from swa.cli.options import Json, LocalOnly, MaxPositions, PerTask, PromptTokens, Revision, Seed
+from swa.cli.options import (
+    Json,
+    LocalOnly,
+    MaxPositions,
+    ObjectiveOption,
+    PerTask,
+    PromptTokens,
+    Revision,
+    Seed,
+)
 from swa.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +62,7 @@ def sweep(
     dtype: Annotated[
         str, typer.Option(metavar="TYPE[,TYPE]", help="bfloat16, float32.")
     ] = "bfloat16",
+    objective: ObjectiveOption = "nll",
     calibration: Annotated[
         Path | None, typer.Option(help="JSONL file to select on; without it: the built-in mix.")
     ] = None,
@@ -120,6 +130,7 @@ def sweep(
         "strategies": strategy or ["topk"],
         "budgets": [_budget(text) for text in budget.split(",")],
         "dtypes": dtype.split(","),
+        "objective": objective,
         "workers": workers,
         "threads": threads,
         "revision": revision,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
-from swa.errors import InputError, SwaError
+from swa.errors import InputError, WorkerError
 from swa.sweeps.tasks import Outcome, Task, run_task
 
 ATTEMPTS = 3
@@ -25,10 +25,6 @@ class Executor(Protocol):
     """`submit(function, *arguments)` gives a future with `result` and `add_done_callback`."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any) -> Any: ...
-
-
-class WorkerError(SwaError, RuntimeError):
-    """Workers keep dying, or an executor does not do its duty."""
 
 
 class Driver:
@@ -111,7 +107,13 @@ class Driver:
         running.attempts += 1
         # The number of the attempt keeps executors that know their tasks by content (Dask) from
         # answering with what became of the last one.
-        future = self._executor.submit(run_task, running.task, running.attempts)
+        try:
+            future = self._executor.submit(run_task, running.task, running.attempts)
+        except BrokenExecutor as error:
+            raise WorkerError(
+                f"the executor is broken ({error}): start a new one and repeat the call, with the"
+                " same journal to go on where it stopped"
+            ) from error
         if not callable(getattr(future, "add_done_callback", None)):
             raise InputError(
                 f"{type(self._executor).__name__}.submit returns a {type(future).__name__}, which"
@@ -151,13 +153,7 @@ class Driver:
                 f"{running.task.name} failed {ATTEMPTS} times, its worker died or could not run it"
                 f" ({type(error).__name__}: {error}): is there enough memory for it?"
             ) from error
-        try:
-            self._submit(running)
-        except BrokenExecutor as broken:
-            raise WorkerError(
-                f"the executor is broken ({broken}): start a new one and repeat the call, with the"
-                " same journal to go on where it stopped"
-            ) from error
+        self._submit(running)
 
     def _resubmit_lost(self) -> None:
         """Where all is silent for too long, what is away is lost."""

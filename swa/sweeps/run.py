@@ -160,6 +160,8 @@ def model_sweeps(
     grid = Grid.of(**axes)
     if objective not in OBJECTIVES:
         raise InputError(f"objective must be one of {OBJECTIVES}, not {objective!r}")
+    if threads < 0:
+        raise InputError(f"threads must be 0 (all cores) or more, not {threads}")
     options: dict[str, Any] = {
         "num_threads": threads,
         "revision": revision,

@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,7 +50,7 @@ class ModelSource:
         return {"fingerprint": self.fingerprint, "dtype": self.dtype}
 
     def open(self) -> Model:
-        """Load it.
+        """Load it, without the policy that an export may have.
 
         Raises:
             CheckpointError: what lies there now is another model; and as `swa.load`.
@@ -71,7 +71,7 @@ class ModelSource:
                 " a path at which all find the same",
                 file=self.path,
             )
-        return model
+        return replace(model, policy=None)
 
 
 class Task(Protocol):
