@@ -39,8 +39,8 @@ INLINE void tile_block(const bool lower, int64_t k, const uint16_t *a, int64_t a
 {
     const int64_t a_bytes = a_stride * (int64_t)sizeof *a, b_bytes = 2 * PANEL * (int64_t)sizeof *b;
     const int64_t c_bytes = c_stride * (int64_t)sizeof *c;
-    const uint16_t *a_lower = a + TILE_ROWS * a_stride;
-    float *c_lower = c + TILE_ROWS * c_stride;
+    const uint16_t *a_lower = lower ? a + TILE_ROWS * a_stride : NULL;
+    float *c_lower = lower ? c + TILE_ROWS * c_stride : NULL;
     if (accumulate) {
         tile_load(0, c, c_bytes);
         tile_load(1, c + TILE_COLUMNS, c_bytes);
