@@ -32,8 +32,8 @@ SCALE = Scale(
     setting=Setting(prompt_tokens=120, window=16, sinks=4),
     share=1 / 3,  # three of nine layers, as many as are planted
     per_task=1,
-    heldout_per_task=6,
-    others_per_task=3,
+    heldout_per_task=4,
+    others_per_task=2,
     shares=(1 / 9,),
     tail=2,
     lengths=(140,),
@@ -47,6 +47,7 @@ SCALE = Scale(
     n_periodic=3,
 )
 GROUPS = list(TITLES)
+STRATEGIES_HERE = (TOPK, "first_order", DEFAULT, "path", "periodic", "first")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 
 @pytest.fixture(scope="module")
-def new_study(planted: Planted) -> Callable[[Path], Study]:
+def new_study(planted: Planted) -> Callable[..., Study]:
     def make(
         model: swa.Model, setting: Setting, split: str, per_task: int, tasks: tuple[str, ...]
     ) -> list[swa.Example]:
@@ -67,11 +68,17 @@ def new_study(planted: Planted) -> Callable[[Path], Study]:
         ]
         return [swa.Example(tuple(e.prompt_ids), tuple(e.answer_ids), task) for task, e in made]
 
-    return lambda journal: Study(str(planted.folder), SCALE, journal, make=make, threads=1)
+    def study(journal: Path, strategies: tuple[str, ...] = STRATEGIES_HERE) -> Study:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cells_of, "FIRST", strategies)
+            patch.setattr(cells_of, "STRATEGIES", {})
+            return Study(str(planted.folder), SCALE, journal, make=make, threads=1)
+
+    return study
 
 
 @pytest.fixture(scope="module")
-def done(new_study: Callable[[Path], Study], tmp_path_factory: pytest.TempPathFactory) -> Study:
+def done(new_study: Callable[..., Study], tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = new_study(tmp_path_factory.mktemp("study") / "journal")
     study.run()
     assert not study.store.failures
@@ -148,7 +155,7 @@ def test_the_page(done: Study, tmp_path: Path) -> None:
 
 
 def test_slices_go_on_where_they_stopped(
-    new_study: Callable[[Path], Study], done: Study, tmp_path: Path
+    new_study: Callable[..., Study], done: Study, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
     study = new_study(journal)
@@ -169,11 +176,9 @@ def test_slices_go_on_where_they_stopped(
 
 
 def test_a_strategy_that_fails_ends_nothing(
-    new_study: Callable[[Path], Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_study: Callable[..., Study], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cells_of, "FIRST", (TOPK, "periodic:offset=7", "first"))
-    monkeypatch.setattr(cells_of, "STRATEGIES", {})
-    study = new_study(tmp_path / "journal")
+    study = new_study(tmp_path / "journal", (TOPK, "periodic:offset=7", "first"))
     study.run(["headline"])
     ((name, error),) = study.store.failures.values()
     assert "periodic:offset=7" in name and isinstance(error, SwaError)
@@ -182,7 +187,7 @@ def test_a_strategy_that_fails_ends_nothing(
 
 
 def test_it_tells_how_long_it_takes(
-    new_study: Callable[[Path], Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_study: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("swa.estimate.PROBE_SECONDS", 0.001)
     text = takes(new_study(tmp_path / "journal"))
@@ -193,7 +198,7 @@ def test_the_command(tiny: Callable[..., Path], tmp_path: Path) -> None:
     checkpoint = tiny(tokenizer=True, chat_template=True, max_position_embeddings=4096)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "benchmarks.study", "--quick", "--cells", "tail"),
+            *(sys.executable, "-m", "benchmarks.study", "--quick", "--cells", "short"),
             *("--model", checkpoint, "--journal", tmp_path / "j", "--page", tmp_path / "p.md"),
             *("--threads", "1"),
         ],
@@ -204,6 +209,6 @@ def test_the_command(tiny: Callable[..., Path], tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "tail: T 640" in done.stderr
+    assert "short: T 640" in done.stderr
     page = (tmp_path / "p.md").read_text()
-    assert "# The study" in page and "not run yet" in page and "## With a full" in page
+    assert "# The study" in page and "not run yet" in page and "## Can short" in page

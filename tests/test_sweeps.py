@@ -24,6 +24,7 @@ from sweep_strategies import Deadly, Slow, highest, kill_first
 
 import swa
 from swa import cost
+from swa.cli import main
 from swa.cost import Work
 from swa.errors import (
     CheckpointError,
@@ -43,7 +44,6 @@ from swa.sweeps.estimate import DryProblem
 GRID: dict[str, Any] = {
     "windows": [16],
     "sinks": [4],
-    "tails": [0, 2],
     "strategies": ["topk", "first"],
     "budgets": [1, 0.3],
     "dtypes": ["float32"],
@@ -86,7 +86,10 @@ def records(path: Path) -> list[dict[str, Any]]:
 # ---- what it computes
 
 
-def test_points_are_what_the_steps_give_one_by_one(planted: Planted, expected: SweepTable) -> None:
+def test_points_are_what_the_steps_give_one_by_one(
+    planted: Planted, sweep: Callable[..., SweepTable]
+) -> None:
+    expected = sweep(tails=[0, 2])
     model = swa.load(planted.folder, dtype="float32", num_threads=1)
     calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
     row_of = {
@@ -124,7 +127,7 @@ def test_points_are_what_the_steps_give_one_by_one(planted: Planted, expected: S
 
 
 def test_consumers_have_neither_sinks_nor_tail(sweep: Callable[..., SweepTable]) -> None:
-    table = sweep(consumers=["vllm", None], windows=[16, 16, 24], tails=[0], strategies=["first"])
+    table = sweep(consumers=["vllm", None], windows=[16, 16, 24], strategies=["first"])
     policies = [(r["consumer"], r["sliding_window"], r["num_sink_tokens"]) for r in table.rows]
     expected = [("vllm", 16, 0), ("vllm", 24, 0), (None, 16, 4), (None, 24, 4)]
     assert list(dict.fromkeys(policies)) == expected
@@ -148,7 +151,7 @@ def test_budgets_of_every_kind(planted: Planted, sweep: Callable[..., SweepTable
 
 
 def test_another_objective(sweep: Callable[..., SweepTable]) -> None:
-    table = sweep(objective="kl", strategies=["topk", "first_order"], budgets=[3], tails=[0])
+    table = sweep(objective="kl", strategies=["topk", "first_order"], budgets=[3])
     assert [row["layers"] for row in table.rows[2:]] == ["2,5,7"] * 2
     assert [row["objective"] for row in table.rows] == [None, None, "kl", "kl"]
     assert table.timings[2]["score_seconds"] == 0  # exact scores are differences in NLL
@@ -193,10 +196,10 @@ def test_a_patched_export_is_swept_as_the_model_that_it_was(
 ) -> None:
     policy = swa.AttentionPolicy(16, num_sink_tokens=4).with_full_layers([1], 9)
     swa.load(planted.folder, num_threads=1).patch(policy).save_pretrained(tmp_path / "export")
-    options = GRID | {"strategies": ["first"], "tails": [0], "threads": 1}
+    options = GRID | {"strategies": ["first"], "threads": 1}
     calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
     found = swa.sweep(tmp_path / "export", calibration, heldout, **options)
-    expected = sweep(strategies=["first"], tails=[0])
+    expected = sweep(strategies=["first"])
     assert [row["nll"] for row in found.rows] == [row["nll"] for row in expected.rows]
 
 
@@ -292,7 +295,7 @@ def test_all_executors_give_the_same(
 def slow(sweep: Callable[..., SweepTable], directory: Path, **options: Any) -> SweepTable:
     """Four slow selections, and nothing that takes long beside them."""
     strategies = [Slow(str(directory))]
-    return sweep(strategies=strategies, budgets=[1, 2, 3, 4], tails=[0], **options)
+    return sweep(strategies=strategies, budgets=[1, 2, 3, 4], **options)
 
 
 def killed_meanwhile(run: Callable[[], SweepTable], directory: Path) -> tuple[SweepTable, int]:
@@ -323,7 +326,7 @@ def test_a_killed_process_loses_nothing(sweep: Callable[..., SweepTable], tmp_pa
 
 
 def test_a_killed_dask_worker_loses_nothing(
-    sweep: Callable[..., SweepTable], expected: SweepTable, tmp_path: Path
+    planted: Planted, sweep: Callable[..., SweepTable], expected: SweepTable, tmp_path: Path
 ) -> None:
     from distributed import Client, LocalCluster
 
@@ -343,12 +346,21 @@ def test_a_killed_dask_worker_loses_nothing(
         check_after_kill(table, killed, marks, journal)
         assert len(workers) == 2 and killed in workers
         assert sweep(executor=client) == expected
+        run = ["sweep", str(planted.folder), *("--sliding-window", "16", "--sink-tokens", "4")]
+        run += ["--strategy", "topk", "--strategy", "first", "--budget", "1,0.3"]
+        run += ["--dtype", "float32", "--out", str(tmp_path / "t.csv")]
+        for side, seeds in (("calibration", range(2)), ("heldout", range(10, 13))):
+            swa.examples.write_jsonl(tmp_path / side, examples(planted, seeds))
+            run += [f"--{side}", str(tmp_path / side)]
+        assert main([*run, "--scheduler", cluster.scheduler_address, "--threads", "1"]) == 0
+    expected.to_csv(tmp_path / "expected.csv")
+    assert (tmp_path / "t.csv").read_text() == (tmp_path / "expected.csv").read_text()
 
 
 def test_a_task_that_kills_its_worker_is_given_up(sweep: Callable[..., SweepTable]) -> None:
     deadly = Deadly(os.getpid())
     with pytest.raises(WorkerError, match=f"selecting 1 layers by Deadly.*{ATTEMPTS} times"):
-        sweep(strategies=[deadly], budgets=[1], tails=[0], workers=1, threads=1)
+        sweep(strategies=[deadly], budgets=[1], workers=1, threads=1)
 
 
 def test_a_broken_pool_is_said_so(sweep: Callable[..., SweepTable]) -> None:
@@ -433,9 +445,9 @@ class Counting(Inline):
 
 
 def test_another_grid_takes_what_is_there(sweep: Callable[..., SweepTable], tmp_path: Path) -> None:
-    sweep(journal=tmp_path / "j", tails=[0])
+    sweep(journal=tmp_path / "j")
     counting = Counting()
-    sweep(journal=tmp_path / "j", tails=[0], budgets=[1, 0.3, 0.4], executor=counting)
+    sweep(journal=tmp_path / "j", budgets=[1, 0.3, 0.4], executor=counting)
     assert counting.count == 2 * (1 + 3)  # of the new budget: two selections, their evaluations
 
 
@@ -444,7 +456,7 @@ def test_time_that_is_up(
 ) -> None:
     table = sweep(max_seconds=0, journal=tmp_path / "j")
     assert table.rows == () and table.unfinished == len(expected.rows)
-    assert "12 points are not done" in repr(table)
+    assert "6 points are not done" in repr(table)
     assert sweep(journal=tmp_path / "j") == expected
 
 
@@ -466,39 +478,39 @@ def test_interruption_keeps_what_is_done(
 def test_one_strategy_fails_the_others_go_on(
     sweep: Callable[..., SweepTable], expected: SweepTable
 ) -> None:
-    with pytest.warns(SwaWarning, match="4 points have no row.*no 1 layers today"):
+    with pytest.warns(SwaWarning, match="2 points have no row.*no 1 layers today"):
         table = sweep(strategies=["topk", sweep_strategies.refusing, "first"])
-    assert table.rows == expected.rows and table.unfinished == 4
+    assert table.rows == expected.rows and table.unfinished == 2
     assert any("refusing" in name for name in table.failures)
     with pytest.raises(ValueError, match="no 1 layers today"):
         sweep(strategies=[sweep_strategies.refusing])
 
 
 def test_a_strategy_of_ones_own(sweep: Callable[..., SweepTable]) -> None:
-    table = sweep(strategies=[highest], budgets=[2], tails=[0])
+    table = sweep(strategies=[highest], budgets=[2])
     assert table.rows[2]["layers"] == "7,8"
     assert table.rows[2]["strategy"] == "sweep_strategies.highest"
 
 
 def test_kernels_are_not_mixed(sweep: Callable[..., SweepTable], tmp_path: Path) -> None:
-    sweep(journal=tmp_path / "j", tails=[0])
+    sweep(journal=tmp_path / "j")
     lines = (tmp_path / "j").read_text().splitlines()
     changed = json.dumps(json.loads(lines[1]) | {"tier": "abacus"})
     (tmp_path / "j").write_text("\n".join([lines[0], changed, *lines[2:]]) + "\n")
     with pytest.raises(ScoresError, match="abacus"):
-        sweep(journal=tmp_path / "j", tails=[0])
+        sweep(journal=tmp_path / "j")
 
 
 @pytest.mark.parametrize("change", [{"key": None}, {"result": 3}, {"result": {}}])
 def test_a_damaged_journal_is_refused(
     sweep: Callable[..., SweepTable], tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    sweep(journal=tmp_path / "j", tails=[0], strategies=["first"])
+    sweep(journal=tmp_path / "j", strategies=["first"])
     lines = (tmp_path / "j").read_text().splitlines()
     record = {key: value for key, value in (json.loads(lines[3]) | change).items() if value != None}  # noqa: E711
     (tmp_path / "j").write_text("\n".join([*lines[:3], json.dumps(record), *lines[4:]]) + "\n")
     with pytest.raises(ScoresError, match="journal"):
-        sweep(journal=tmp_path / "j", tails=[0], strategies=["first"])
+        sweep(journal=tmp_path / "j", strategies=["first"])
 
 
 def test_a_worker_that_finds_another_model(planted: Planted) -> None:
@@ -576,7 +588,7 @@ def test_polars_will_do(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "polars", SimpleNamespace(DataFrame=DataFrame))
     expected.to_parquet(tmp_path / "t.parquet")
-    assert (tmp_path / "t.parquet").read_text() == "12"
+    assert (tmp_path / "t.parquet").read_text() == "6"
     assert expected.to_polars(examples=True).rows == list(expected.examples)
 
 
@@ -594,7 +606,7 @@ def test_an_estimate_counts_the_work(
     planted: Planted, sweep: Callable[..., SweepTable], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("swa.sweeps.estimate.measure_speed", lambda model: Work(1e9, 1e9))
-    grid = GRID | {"strategies": ["topk", "path", "periodic"], "tails": [0], "budgets": [2]}
+    grid = GRID | {"strategies": ["topk", "path", "periodic"], "budgets": [2]}
     calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
     found = estimate_sweep(planted.folder, calibration, heldout, threads=1, **grid)
     (model,) = found.models
@@ -645,7 +657,7 @@ def test_selections_share_what_they_run(
         return original(self, alpha, index)
 
     monkeypatch.setattr(CalibrationProblem, "run_gradient", counting)
-    table = sweep(strategies=["path"], budgets=[1, 2], tails=[0])
+    table = sweep(strategies=["path"], budgets=[1, 2])
     assert sorted(ran) == [0] * 5 + [1] * 5
     one, two = table.rows[2:]
     assert one["select_prefills"] == two["select_prefills"] > 5
