@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from numbers import Real
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Far below a float's resolution, so that 1/12 and 0.35 come back from their floats as themselves.
 LARGEST_DENOMINATOR = 10**9
+Price = Callable[["AttentionPolicy", Collection[int]], float]
 AT_LENGTH = ("prefill_flops", "kv_bytes")
 
 
@@ -95,47 +96,55 @@ class Budget:
         """The most layers of this model that can be full under `policy`, whichever they are.
 
         Raises:
-            InputError: as `resolve`; or nothing at all fits, or `kv_bytes` with full decode.
+            InputError: as `resolve` and `priced`.
         """
-        if self.prefill_flops is not None:
-            return self._most_layers(
-                config, lambda layers: cost.prefill_work(config, policy, layers, self._length).flops
-            )
-        if self.kv_bytes is not None:
-            if policy.decode == "full":
-                raise InputError(
-                    "kv_bytes is a budget for windowed decode: with full decode every layer keeps"
-                    ' all keys, and nothing is saved; take decode="window", or another budget'
-                )
-            return self._most_layers(
-                config, lambda layers: cost.kv_bytes(config, policy, layers, self._length)
-            )
-        return self.resolve(config.num_hidden_layers)
-
-    @property
-    def _length(self) -> int:
-        assert self.prompt_tokens is not None
-        return self.prompt_tokens
-
-    def _most_layers(self, config: ModelConfig, price: Callable[[tuple[int, ...]], float]) -> int:
-        """How many layers fit, were they the most expensive ones."""
+        if self.prompt_tokens is None:
+            return self.resolve(config.num_hidden_layers)
+        price, limit = self.priced(config, policy)
+        none = price(policy, ())
         windows = config.native_sliding_window
-        selectable = [i for i, window in enumerate(windows) if window is None]
-        none, full = price(()), price(tuple(selectable))
-        limit = full * self.prefill_flops if self.prefill_flops is not None else self.kv_bytes or 0
-        limit *= 1 + 1e-12  # so that 1.0 is all of it, whatever the order of the sum
-        if none > limit:
-            raise InputError(
-                f"{self} cannot be met: with all layers sliding it is"
-                f" {none / full:.3f} of full attention's prefill"
-                if self.prefill_flops is not None
-                else f"{self} cannot be met: with all layers sliding it is {none:,.0f} bytes"
-            )
-        extra = sorted((price((layer,)) - none for layer in selectable), reverse=True)
+        selectable = [layer for layer, window in enumerate(windows) if window is None]
+        extra = sorted((price(policy, (layer,)) - none for layer in selectable), reverse=True)
         size = 0
         while size < len(extra) and none + sum(extra[: size + 1]) <= limit:
             size += 1
         return size
+
+    def priced(self, config: ModelConfig, policy: AttentionPolicy) -> tuple[Price, float]:
+        """For `prefill_flops` and `kv_bytes`: what a hybrid costs, and how much it may.
+
+        The limit holds for hybrids that differ from `policy` in their windows and layers.
+
+        Raises:
+            InputError: another budget; all layers sliding is over it already; or `kv_bytes` with
+                full decode.
+        """
+        length = self.prompt_tokens
+        if length is None:
+            raise InputError(f"a budget of {self} is not one of work or memory")
+        if self.kv_bytes is not None and policy.decode == "full":
+            raise InputError(
+                "kv_bytes is a budget for windowed decode: with full decode every layer keeps all"
+                ' keys, and nothing is saved; take decode="window", or another budget'
+            )
+
+        def price(one: AttentionPolicy, full: Collection[int]) -> float:
+            if self.kv_bytes is not None:
+                return cost.kv_bytes(config, one, full, length)
+            return cost.prefill_work(config, one, full, length).flops
+
+        windows = config.native_sliding_window
+        every = tuple(layer for layer, window in enumerate(windows) if window is None)
+        limit = float(self.kv_bytes or (self.prefill_flops or 0) * price(policy, every))
+        limit *= 1 + 1e-12  # so that 1.0 is all of it, whatever the order of the sum
+        if (none := price(policy, ())) > limit:
+            least = (
+                f"{none / price(policy, every):.3f} of full attention's prefill"
+                if self.prefill_flops is not None
+                else f"{none:,.0f} bytes"
+            )
+            raise InputError(f"{self} cannot be met: with all layers sliding it is {least}")
+        return price, limit
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form: what was given."""

@@ -6,7 +6,7 @@ next, which is what an honest time of arrival needs. A multiply-add counts as tw
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -100,29 +100,30 @@ def sweep_work(
 def gradient_work(
     config: ModelConfig,
     policy: AttentionPolicy,
-    alpha: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
     prompt_len: int,
     answer_len: int,
+    windows: Sequence[int] = (0,),
 ) -> Work:
-    """The loss and its gradient over the gates `alpha` [L]: forward, again by layer, and backward.
+    """The loss and its gradient over gates: forward, again by layer, and backward.
 
     The backward takes as many products as the forward; its attention takes five where the forward
     takes two, in the branches that have weight. The forward needs those branches alone, the second
     one all branches.
+
+    weights: [L, 1 + len(windows)], of the policy's own window and of each of `windows` (0: full).
     """
     n_tokens, n_layers = prompt_len + answer_len, config.num_hidden_layers
-    native = config.native_sliding_window
-    selectable = [layer for layer in range(n_layers) if native[layer] is None]
-    sliding, full = (
-        np.array([float(_attended(rows, layer, n_tokens).sum()) for layer in range(n_layers)])
-        for rows in (
-            policy.rows(config, layers, prompt_len, n_tokens) for layers in ((), selectable)
-        )
-    )
-    weighted = sliding[alpha < 1].sum() + full[alpha > 0].sum()
-    keys = 3.5 * weighted + sliding.sum() + full[selectable].sum()
+    fixed = np.array([window is not None for window in config.native_sliding_window])
+    rows = policy.rows(config, (), prompt_len, n_tokens)
+    keys = np.zeros(weights.shape)
+    for choice, window in enumerate((None, *windows)):
+        mixed = rows if window is None else rows._replace(window=np.full(n_layers, window))
+        counts = [float(_attended(mixed, layer, n_tokens).sum()) for layer in range(n_layers)]
+        keys[:, choice] = np.where(fixed & (choice > 0), 0, counts)
+    attention = 3.5 * keys[weights > 0].sum() + keys.sum()
     products = nll_work(config, policy, (), prompt_len, answer_len).products
-    return Work(3 * products, float(keys * _key_flops(config)))
+    return Work(3 * products, float(attention * _key_flops(config)))
 
 
 def _attended(rows: Rows, layer: int, n_tokens: int) -> npt.NDArray[np.int64]:

@@ -225,7 +225,7 @@ class AttentionPolicy:
         for name in ("sliding_window", "num_sink_tokens", "num_tail_tokens", "decode"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if _one_window(mine) != _one_window(theirs):
-                differences.append(f"{name} {_compact(mine)} against {_compact(theirs)}")
+                differences.append(f"{name} {compact(mine)} against {compact(theirs)}")
         return ", ".join(differences) or None
 
     def to_dict(self) -> dict[str, Any]:
@@ -283,7 +283,7 @@ class AttentionPolicy:
             raise PolicyError(f"{os.fspath(path)}: {error}") from error
 
     def __repr__(self) -> str:
-        parts = [f"sliding_window={_compact(self.sliding_window)}"]
+        parts = [f"sliding_window={compact(self.sliding_window)}"]
         for field in fields(self)[1:]:
             value = getattr(self, field.name)
             if value == field.default:
@@ -309,7 +309,7 @@ def format_layers(layers: Iterable[int]) -> str:
     )
 
 
-def _compact(value: object) -> str:
+def compact(value: object) -> str:
     """A tuple of windows by runs, "(512 x 3, 256)"; anything else as it is."""
     if not isinstance(value, tuple):
         return repr(value)

@@ -478,7 +478,8 @@ class CalibrationProblem(RecordingProblem):
         return cost.nll_work(*self._shape, full_layers, *self._lengths(index)).flops
 
     def gradient_work(self, alpha: F64, index: int) -> float:
-        return cost.gradient_work(*self._shape, alpha, *self._lengths(index)).flops
+        weights = np.stack([1 - alpha, alpha], axis=1)
+        return cost.gradient_work(*self._shape, weights, *self._lengths(index)).flops
 
     def sweep_work(self, index: int) -> float:
         if self.objective == "kl":

@@ -47,7 +47,7 @@ class Search:
     loss_full: Losses
     """All layers full."""
     loss_sliding: Losses
-    """All layers that can slide sliding."""
+    """All layers that can slide sliding, where there are several windows by the smallest."""
     loss_first_order: Losses | None
     """As many layers by first order alone, where that was measured."""
     loss_chosen: Losses

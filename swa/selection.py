@@ -17,11 +17,12 @@ from swa.files import write_text
 from swa.gates import Objective
 from swa.layer_scores import LayerScores, checked_integer
 from swa.policy import AttentionPolicy, format_layers
-from swa.problem import CalibrationProblem, Cost, ScoresProblem, Spending
+from swa.problem import F64, CalibrationProblem, Cost, ScoresProblem, Spending
 from swa.search import Search
-from swa.strategies import Plain, Strategy, describe, propose, resolve
+from swa.strategies import Move, Plain, Strategy, describe, propose, resolve
 from swa.strategies.fewest import fewest
 from swa.strategies.joint import FIRST_ORDER
+from swa.windows import MixtureProblem, choose_windows
 
 if TYPE_CHECKING:
     from swa.examples import Example
@@ -161,7 +162,11 @@ class Selection:
 
 @overload
 def select(
-    source: LayerScores, budget: Budget, *, strategy: str | Strategy | Plain = ..., seed: int = ...
+    source: LayerScores,
+    budget: Budget,
+    *,
+    strategy: str | Strategy | Plain | None = ...,
+    seed: int = ...,
 ) -> Selection: ...
 
 
@@ -172,9 +177,10 @@ def select(
     policy: AttentionPolicy,
     budget: Budget,
     *,
-    strategy: str | Strategy | Plain = ...,
+    strategy: str | Strategy | Plain | None = ...,
     objective: Objective = ...,
     scores: LayerScores | None = ...,
+    windows: Sequence[int] | None = ...,
     seed: int = ...,
     progress: bool = ...,
 ) -> Selection: ...
@@ -206,7 +212,10 @@ def select(
         objective: "nll" of the answers, or "kl" from the full-attention model's answers.
         scores: a single-layer sweep of this model and policy; then the search takes its top-k
             into account.
-        seed: of strategies that draw.
+        windows: further windows beside the policy's one: each layer gets one of them or full
+            attention, by a search of its own, within a budget of `prefill_flops` or `kv_bytes`. The
+            policy then has a window for each layer.
+        seed: of strategies that draw, and of the turns that examples take.
         progress: show on stderr what has been spent.
 
     Raises:
@@ -215,25 +224,29 @@ def select(
         PolicyError, ExampleError, ScoresError: as `swa.score_layers`.
     """
     if isinstance(source, LayerScores):
-        names: tuple[str, ...] = ("budget",)
-        return _from_scores(source, strategy=strategy, seed=seed, **_bound(names, given, named))
-    names = ("examples", "policy", "budget")
-    return _on_model(source, strategy=strategy, seed=seed, **_bound(names, given, named))
+        bound = _bound(("budget",), (), given, named)
+        return _from_scores(source, strategy=strategy, seed=seed, **bound)
+    options = ("objective", "scores", "windows", "progress")
+    bound = _bound(("examples", "policy", "budget"), options, given, named)
+    return _on_model(source, strategy=strategy, seed=seed, **bound)
 
 
-def _bound(names: tuple[str, ...], given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name."""
-    whole = ("scores", "model")[len(names) > 1]
-    allowed = {*names, *(("objective", "scores", "progress") if whole == "model" else ())}
+def _bound(
+    names: tuple[str, ...],
+    options: tuple[str, ...],
+    given: tuple[Any, ...],
+    named: dict[str, Any],
+) -> dict[str, Any]:
+    """Arguments by name: all of `names`, in their order or by name, and some of `options`."""
     bound = dict(zip(names, given, strict=False)) | named
     if (
         len(given) > len(names)
         or set(names[: len(given)]) & named.keys()
-        or not set(names) <= bound.keys() <= allowed
+        or not set(names) <= bound.keys() <= {*names, *options}
     ):
         raise InputError(
             "select takes (scores, budget) or (model, examples, policy, budget), and by name"
-            " strategy, seed, and with a model objective, scores, progress"
+            " strategy, seed, and with a model objective, scores, windows, progress"
         )
     return bound
 
@@ -258,10 +271,16 @@ def _on_model(
     seed: int,
     objective: Objective = "nll",
     scores: LayerScores | None = None,
+    windows: Sequence[int] | None = None,
     progress: bool = False,
 ) -> Selection:
+    seed = checked_integer(seed, "seed", 0)
+    if windows is not None:
+        if strategy is not None or scores is not None:
+            raise InputError("windows= has a search of its own: leave out strategy and scores")
+        return _with_windows(model, examples, policy, budget, windows, seed, objective, progress)
     named = "joint" if strategy is None else strategy
-    chosen = resolve(named, seed=checked_integer(seed, "seed", 0))
+    chosen = resolve(named, seed=seed)
     size = None if budget.nll_increase is not None else budget.size(model.config, policy)
     with Spending("selecting", shown=progress) as bar:
         problem = CalibrationProblem(
@@ -271,14 +290,43 @@ def _on_model(
             proposal = propose(chosen, problem, size)
         else:
             proposal = fewest(chosen, problem, budget.nll_increase or 0.0)
-        full, sliding, losses = (
-            tuple(problem.loss(layers).tolist())
-            for layers in (problem.selectable, (), proposal.layers)
-        )
-    measured = [move.layers for move in proposal.trace if move.what == FIRST_ORDER]
-    search = Search(
+        losses = problem.loss(proposal.layers)
+        search = _record(problem, policy, size, losses, proposal.trace)
+    return Selection(proposal.layers, budget, scores, search, describe(named))
+
+
+def _with_windows(
+    model: Model,
+    examples: Sequence[Example],
+    policy: AttentionPolicy,
+    budget: Budget,
+    windows: Sequence[int],
+    seed: int,
+    objective: Objective,
+    progress: bool,
+) -> Selection:
+    with Spending("selecting", shown=progress) as bar:
+        problem = MixtureProblem(model, examples, policy, windows, objective, progress=bar.show)
+        found = choose_windows(problem, budget, seed)
+        search = _record(problem, found.policy, None, found.losses, found.trace)
+    name = f"windows {', '.join(map(str, problem.windows[:-1]))}"
+    return Selection(found.layers, budget, None, search, name)
+
+
+def _record(
+    problem: CalibrationProblem,
+    policy: AttentionPolicy,
+    size: int | None,
+    losses: F64,
+    trace: tuple[Move, ...],
+) -> Search:
+    """What was done, with the losses of the ends."""
+    first_order = [move.layers for move in trace if move.what == FIRST_ORDER]
+    full, sliding = problem.loss(problem.selectable), problem.loss(())
+    model = problem.model
+    return Search(
         policy=policy,
-        objective=objective,
+        objective=problem.objective,
         size=size,
         num_hidden_layers=problem.num_layers,
         selectable_layers=problem.selectable,
@@ -289,14 +337,13 @@ def _on_model(
         version=__version__,
         examples_hash=content_hash(problem.examples),
         tasks=problem.tasks,
-        loss_full=full,
-        loss_sliding=sliding,
-        loss_first_order=tuple(problem.loss(measured[0]).tolist()) if measured else None,
-        loss_chosen=losses,
-        trace=proposal.trace,
+        loss_full=tuple(full.tolist()),
+        loss_sliding=tuple(sliding.tolist()),
+        loss_first_order=tuple(problem.loss(first_order[0]).tolist()) if first_order else None,
+        loss_chosen=tuple(losses.tolist()),
+        trace=trace,
         cost=problem.spent,
     )
-    return Selection(proposal.layers, budget, scores, search, describe(named))
 
 
 def top_layers(scores: LayerScores, size: int) -> tuple[int, ...]:

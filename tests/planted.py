@@ -82,12 +82,28 @@ class Planted:
         worth = [math.log(n_values.get(i, 1)) for i in range(self.num_hidden_layers)]
         return np.array(worth) / 2
 
-    def example(self, prompt_tokens: int, *, near: int, seed: int = 0) -> PlantedExample:
-        """A prompt of that many tokens whose last `near` tokens hold no fact (choose near > W)."""
+    def example(
+        self,
+        prompt_tokens: int,
+        *,
+        near: int,
+        seed: int = 0,
+        within: Mapping[int, int] | None = None,
+    ) -> PlantedExample:
+        """A prompt of that many tokens whose last `near` tokens hold no fact (choose near > W).
+
+        within: planted layer -> the last tokens among which all facts of its attribute stand.
+        """
         rng = np.random.default_rng(seed)
         words = [f"w{i}" for i in rng.integers(0, N_FILLERS, prompt_tokens)]
         facts = list(itertools.product(range(N_KEYS), range(len(self.n_values))))
-        slots = rng.choice((prompt_tokens - near - 12) // 2, len(facts), replace=False)
+        n_slots = (prompt_tokens - near - 12) // 2
+        slots = rng.choice(n_slots, len(facts), replace=False)
+        for layer, reach in (within or {}).items():
+            own = [i for i, (_, a) in enumerate(facts) if a == list(self.n_values).index(layer)]
+            late = range(max(0, (prompt_tokens - reach - 9) // 2), n_slots)
+            free = sorted({*late} - {*np.delete(slots, own).tolist()})
+            slots[own] = rng.choice(free, len(own), replace=False)
         values = [list(rng.integers(0, n, N_KEYS)) for n in self.n_values.values()]
         for slot, (key, attribute) in zip(slots, facts, strict=True):
             at = 10 + 2 * slot  # out of reach of attention sinks

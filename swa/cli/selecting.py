@@ -82,6 +82,13 @@ def select(
     examples_per_task: PerTask = None,
     prompt_tokens: PromptTokens = None,
     objective: ObjectiveOption = "nll",
+    windows: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W[,W...]",
+            help="Further windows: each layer gets one of them, the first, or full attention.",
+        ),
+    ] = None,
     scores: Annotated[
         Path | None,
         typer.Option(help="With MODEL: what `swa score` wrote for it, to be taken into account."),
@@ -115,7 +122,7 @@ def select(
     budget = budget_of(layers, fraction, prefill_flops, kv_bytes, at_tokens, nll_increase)
     fields = policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     if source.endswith(".json"):
-        if fields or examples or scores:
+        if fields or examples or scores or windows:
             raise InputError(
                 "a scores file has its policy and examples already: leave out the options that"
                 " describe them, or give the model"
@@ -134,9 +141,10 @@ def select(
             load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration"),
             policy,
             budget,
-            strategy=strategy or "joint",
+            strategy=strategy,
             objective=objective,
             scores=known,
+            windows=None if windows is None else integers(windows, "--windows"),
             seed=seed,
             progress=True,
         )
