@@ -475,6 +475,14 @@ def test_interruption_keeps_what_is_done(
     assert sweep(journal=tmp_path / "j") == expected
 
 
+def test_what_was_begun_is_finished_first(sweep: Callable[..., SweepTable], tmp_path: Path) -> None:
+    """Three evaluations follow each selection: a sweep that is cut short has whole points."""
+    sweep(journal=tmp_path / "j", strategies=["first", "topk", "last"], budgets=[2])
+    stages = [record["inputs"]["stage"] for record in records(tmp_path / "j")]
+    point = ["select"] + 3 * ["evaluate"]
+    assert stages == 6 * ["evaluate"] + point + 2 * ["score"] + 2 * point
+
+
 def test_one_strategy_fails_the_others_go_on(
     sweep: Callable[..., SweepTable], expected: SweepTable
 ) -> None:

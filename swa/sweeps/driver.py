@@ -30,9 +30,9 @@ class Executor(Protocol):
 class Driver:
     """Runs tasks, and those that follow from their results, until none is left.
 
-    A task that is given again, by key, while it runs or after it is done, is not run again. The
-    first result of a task counts, whoever else still brings one. Where a worker dies, what it was
-    doing is done anew.
+    What follows comes first, so that what was begun is finished before the next is. The first
+    result of a task counts, whoever else still brings one. Where a worker dies, what it was doing
+    is done anew.
 
     Args:
         executor: where tasks run.
@@ -63,6 +63,8 @@ class Driver:
     ) -> None:
         """Run `tasks` and whatever `finished`, called with each outcome in turn, returns.
 
+        A task that is given again, by key, is not run again.
+
         When `begins` says no, no task is begun any more, and those under way are waited for.
 
         Raises:
@@ -77,10 +79,9 @@ class Driver:
             settled = self._next(wait)
             if settled is None:
                 return False
-            for task in finished(*settled):
-                if task.key not in seen:
-                    seen.add(task.key)
-                    ready.append(task)
+            following = [task for task in finished(*settled) if task.key not in seen]
+            seen.update(task.key for task in following)
+            ready.extendleft(reversed(following))
             return True
 
         try:
