@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -85,8 +86,10 @@ class Comparison:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What there is to compare: "score" only with replies."""
-        return ("nll", "greedy_match") if self._base.replies is None else tuple(MEASURES)
+        """What there is to compare: scores only of replies, greedy matches only if there is one."""
+        matched = any(any(e.greedy_match_per_example) for e in self.evaluations.values())
+        there = {"nll": True, "greedy_match": matched, "score": self._base.replies is not None}
+        return tuple(measure for measure in MEASURES if there[measure])
 
     def value(self, name: str, measure: Measure = "nll", task: str | None = None) -> float:
         """The mean over a task's examples, or over all."""
@@ -122,7 +125,10 @@ class Comparison:
     def _values(
         self, name: str, measure: Measure, task: str | None
     ) -> tuple[list[float], list[str]]:
-        """One value for each independent unit, and the stratum that it belongs to."""
+        """One value for each independent unit, and the stratum that it belongs to.
+
+        Units count by their size: the mean of the values is that over examples.
+        """
         evaluation = self.evaluations[name]
         per_example: Sequence[float] | None = {
             "nll": evaluation.nll_per_example,
@@ -139,7 +145,8 @@ class Comparison:
         units: dict[int, list[float]] = {}
         for i in rows:
             units.setdefault(evaluation.units[i], []).append(float(per_example[i]))
-        return [mean(values) for values in units.values()], [""] * len(units)
+        scale = len(units) / len(rows)
+        return [scale * math.fsum(values) for values in units.values()], [""] * len(units)
 
     def gap_closed(self, name: str) -> float | None:
         """Share of the NLL gap between all sliding and full attention that `name` closes.
@@ -181,7 +188,10 @@ class Comparison:
             task for task in self.tasks if not self.difference(self.baseline, task=task).is_trusted
         ]
         if few:
-            found.append(f"Too few examples for intervals to be trusted: {', '.join(few)}.")
+            more = ", ..." if len(few) > 4 else ""
+            found.append(
+                f"Too few examples for intervals to be trusted: {', '.join(few[:4])}{more}."
+            )
         return found
 
     def table(self, measure: Measure = "nll") -> Table:

@@ -52,9 +52,9 @@ class Evaluation:
     judge: str | None = None
     """Who judged replies, where somebody did."""
     units: tuple[int, ...] | None = None
-    """Which text each entry is from, where several are from one; None: each stands alone.
+    """The unit of each entry, where several are of one; None: each stands alone.
 
-    Entries of one unit are not independent, which intervals must know."""
+    Entries of one unit (see `Example`) are not independent, which intervals must know."""
 
     @property
     def nll(self) -> float:
@@ -286,7 +286,17 @@ def evaluate(
         replies=tuple(replies) if generate else None,
         score_per_example=tuple(scores) if generate else None,
         judge=_judge_name(judge) if judged else None,
+        units=_units(examples),
     )
+
+
+def _units(examples: Sequence[Example]) -> tuple[int, ...] | None:
+    """Numbers in order of first appearance; one of its own for an example without unit."""
+    if all(example.unit is None for example in examples):
+        return None
+    numbers: dict[str | int, int] = {}
+    named = (index if e.unit is None else e.unit for index, e in enumerate(examples))
+    return tuple(numbers.setdefault(name, len(numbers)) for name in named)
 
 
 def _gradings(

@@ -40,6 +40,10 @@ class Example:
     """Groups examples in reports."""
     grading: Grading | None = None
     """How a generated reply is scored; None: it should contain the answer's text."""
+    unit: str | None = None
+    """Of what it is one of several examples (questions about one text, say); None: of nothing.
+
+    Examples of one unit are not independent: intervals of evaluations resample them together."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_ids", "answer_ids"):
@@ -48,6 +52,8 @@ class Example:
             raise ExampleError(f"task must be printable text that is not empty, not {self.task!r}")
         if not isinstance(self.grading, Grading | None):
             raise ExampleError(f"grading must be a Grading or None, not {self.grading!r}")
+        if not isinstance(self.unit, str | None) or self.unit == "":
+            raise ExampleError(f"unit must be text that is not empty, or None, not {self.unit!r}")
 
     @property
     def prompt_len(self) -> int:
@@ -82,9 +88,10 @@ def from_jsonl(path: str | os.PathLike[str], tokenizer: Tokenizer | None = None)
     """Read examples, one JSON object a line; blank lines and a byte order mark do not count.
 
     A line has `prompt` (text, or chat messages) or `prompt_ids`, and `answer` (text) or
-    `answer_ids`; `task` and `grading` (an object with the fields of `swa.grading.Grading`) if it
-    likes. Null counts as absent, other keys are left alone. A text prompt gets the special tokens
-    that belong before it once, messages get the chat template, answers get nothing.
+    `answer_ids`; `task`, `unit` and `grading` (an object with the fields of
+    `swa.grading.Grading`) if it likes. Null counts as absent, other keys are left alone. A text
+    prompt gets the special tokens that belong before it once, messages get the chat template,
+    answers get nothing.
 
     Args:
         path: a UTF-8 file.
@@ -171,10 +178,11 @@ def self_answered(
 
 
 def write_jsonl(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
-    """Write token ids, task and grading, one example a line, atomically. Raises OSError."""
+    """Write the fields that are not None, one example a line, atomically. Raises OSError."""
     lines = (
         {"prompt_ids": e.prompt_ids, "answer_ids": e.answer_ids, "task": e.task}
         | ({} if e.grading is None else {"grading": e.grading.to_dict()})
+        | ({} if e.unit is None else {"unit": e.unit})
         for e in examples
     )
     write_text(path, "".join(jsonio.dumps_line(line) + "\n" for line in lines))
@@ -313,6 +321,7 @@ def _example(fields: dict[str, Any], tokenizer: Tokenizer | None) -> Example:
         answer,
         prompt.task,
         None if grading is None else Grading.from_dict(grading),
+        fields.get("unit"),
     )
 
 

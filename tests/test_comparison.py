@@ -86,6 +86,22 @@ def test_what_is_of_one_text_is_resampled_together():
     assert found.difference("a", task="far").interval == paired_bootstrap(*far).interval
 
 
+def test_units_count_by_their_size():
+    units = (0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8)
+    values = np.random.default_rng(2).uniform(0, 1, 12)
+    a, b = evaluation(values, units=units), evaluation(values[::-1], units=units)
+    found = Comparison({"a": a, "b": b}, "b")
+    assert found.value("a") == pytest.approx(a.nll)
+    assert found.difference("a").difference == pytest.approx(a.nll - b.nll)
+    assert found.difference("a").n_examples == 9
+
+
+def test_greedy_match_is_left_out_where_nothing_matches():
+    one = evaluation(np.full(12, 2.0))
+    assert Comparison({"a": one, "b": one}, "a").measures == ("nll",)
+    assert "greedy match" not in render(Comparison({"a": one}, "a"))
+
+
 def test_the_gap(comparison):
     nll = {name: e.nll for name, e in comparison.evaluations.items()}
     closed = (nll["sliding"] - nll["chosen"]) / (nll["sliding"] - nll["full"])

@@ -153,6 +153,13 @@ def test_what_leaves_no_room_for_a_reply_is_refused_before_anything_runs(planted
         evaluate(model, [Example((1,), examples[0].answer_ids[-1:])], generate=True)
 
 
+def test_units_are_numbered(model, examples):
+    from_text = [replace(e, unit=unit) for e, unit in zip(examples, "xyx", strict=True)]
+    assert evaluate(model, from_text).units == (0, 1, 0)
+    assert evaluate(model, [from_text[0], examples[1], from_text[2]]).units == (0, 1, 0)
+    assert evaluate(model, examples).units is None
+
+
 def test_progress_goes_to_stderr(model, examples, capsys):
     evaluate(model, examples, progress=True)
     captured = capsys.readouterr()

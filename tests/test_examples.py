@@ -22,7 +22,7 @@ from swa.tokenizer import Tokenizer
 IDS = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20).map(tuple)
 TASKS = st.text(min_size=1).filter(str.isprintable)
 GRADINGS = st.builds(Grading, st.just(("a", "b")), st.sampled_from(["exact", "judge"]))
-EXAMPLES = st.builds(Example, IDS, IDS, TASKS, st.none() | GRADINGS)
+EXAMPLES = st.builds(Example, IDS, IDS, TASKS, st.none() | GRADINGS, st.none() | TASKS)
 GOOD = {"prompt_ids": [1, 2], "answer_ids": [3]}
 MESSAGES = [{"role": "user", "content": "Where?"}]
 
@@ -303,7 +303,7 @@ def test_the_hash_tells_what_is_measured_apart_and_nothing_else(
         return [(example.prompt_ids, example.answer_ids, example.grading) for example in examples]
 
     assert (content_hash(a) == content_hash(b)) == (measured(a) == measured(b))
-    renamed = [Example(e.prompt_ids, e.answer_ids, "other", e.grading) for e in a]
+    renamed = [Example(e.prompt_ids, e.answer_ids, "other", e.grading, "unit") for e in a]
     assert content_hash(renamed) == content_hash(a)
 
 
@@ -320,6 +320,9 @@ def test_a_grading_is_read_and_written(tmp_path: Path) -> None:
         from_jsonl(write_lines(path, GOOD, GOOD | {"grading": grading | {"scorer": "x"}}))
     with pytest.raises(ExampleError, match="grading must be"):
         Example((1,), (2,), "t", grading)  # type: ignore[arg-type]
+    for unit in ("", 3):
+        with pytest.raises(ExampleError, match="unit must be text"):
+            from_jsonl(write_lines(path, GOOD | {"unit": unit}))
 
 
 def test_the_hash_does_not_depend_on_the_type_of_ids() -> None:

@@ -65,6 +65,9 @@ def test_a_grid_has_the_same_needles_at_every_depth(tokenizer):
         assert abs(sentence.start() - float(depth) * len(body)) < 800  # a sentence, at most
         if depth == "0":
             assert sentence.start() <= 1
+    units = [e.unit for e in made]
+    assert units[:2] == units[2:4] == units[4:6]
+    assert len(set(units)) == 4
     references = [e.grading.references for e in made]
     assert references[:2] == references[2:4] == references[4:6] != references[6:8]
 
@@ -99,12 +102,13 @@ def test_depths_are_fractions(tokenizer, depths):
 def test_charts_show_every_cell_and_every_line():
     tasks = [needle.cell(length, depth) for length in (400, 900) for depth in (0.0, 0.5, 1.0)]
     made = evaluation(tasks, [0.1, 0.2, 0.3, 0.4, 0.5, 1.6])
-    figure = plots.needle_grids({"full": made, "hybrid": made})
+    figure = plots.needle_grids({"full": made, "hybrid": evaluation(tasks, [0.2] * 6)})
     grids = [ax for ax in figure.axes if ax.get_title()]
     assert [ax.get_title() for ax in grids] == ["full", "full", "hybrid", "hybrid"]
     shown = [text.get_text() for text in grids[0].texts]
     assert shown == ["0.10", "0.40", "0.20", "0.50", "0.30", "1.60"]  # row by row: depths
     assert [text.get_text() for text in grids[1].texts] == ["100%"] * 5 + ["0%"]
+    assert {grids[i].images[0].get_clim() for i in (0, 2)} == {(0.0, 1.6)}  # one scale
     spans = ["tokens 1-63", "tokens 64-99"]
     lines = {
         "full": evaluation(spans * 2, [3.0, 2.0] * 2),

@@ -67,7 +67,8 @@ def examples(request: Request) -> list[Example]:
                 grading = Grading(
                     (hidden.answer.strip(),), max_new_tokens=NEW_TOKENS, question=hidden.question
                 )
-                made.append(Example(prompt, answer, cell(length, depth), grading))
+                unit = f"{length} tokens, needle {index}"
+                made.append(Example(prompt, answer, cell(length, depth), grading, unit))
     return made
 
 

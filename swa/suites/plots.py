@@ -18,28 +18,32 @@ if TYPE_CHECKING:
     from swa.suites.needle import Measure
 
 
-def needle_grid(evaluation: Evaluation, measure: Measure = "nll", ax: Axes | None = None) -> Axes:
+def needle_grid(
+    evaluation: Evaluation,
+    measure: Measure = "nll",
+    ax: Axes | None = None,
+    *,
+    darkest: float | None = None,
+) -> Axes:
     """A needle at every depth (rows, the text's beginning on top) of every length (columns).
 
-    Of an evaluation of the suite "needle". A value stands in its cell; the darker, the worse.
+    Of an evaluation of the suite "needle". A value stands in its cell; the darker, the worse. Of
+    NLLs the darkest colour is for the largest one, or `darkest`; of shares it is for zero.
 
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing;
     InputError: an evaluation of another suite, or one without scores.
     """
     found = needle.grid(evaluation, measure)
     ax = new_axes(ax, width=2.4 + 0.9 * len(found.lengths), height=1.8 + 0.4 * len(found.depths))
-    low, high = (0.0, max(float(np.nanmax(found.values)), 1e-9)) if measure == "nll" else (0.0, 1.0)
-    worst = high if measure == "nll" else low
-    image = ax.imshow(
-        found.values,
-        cmap="Blues" if measure == "nll" else "Blues_r",
-        vmin=low,
-        vmax=high,
-        aspect="auto",
-    )
+    if measure == "nll":
+        top = max(float(np.nanmax(found.values)), 1e-9) if darkest is None else darkest
+        colours, worst = "Blues", top
+    else:
+        colours, top, worst = "Blues_r", 1.0, 0.0
+    image = ax.imshow(found.values, cmap=colours, vmin=0, vmax=top, aspect="auto")
     for row, column in np.argwhere(~np.isnan(found.values)):
         value = found.values[row, column]
-        dark = abs(value - worst) < 0.45 * (high - low)
+        dark = abs(value - worst) < 0.45 * top
         text = f"{value:.2f}" if measure == "nll" else f"{value:.0%}"
         ax.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
     ax.figure.colorbar(image, ax=ax, label=_MEASURES[measure])
@@ -52,7 +56,7 @@ def needle_grid(evaluation: Evaluation, measure: Measure = "nll", ax: Axes | Non
 
 
 def needle_grids(evaluations: Mapping[str, Evaluation]) -> Figure:
-    """`needle_grid` of each evaluation (rows) and of all that was measured (columns).
+    """`needle_grid` of each evaluation (rows) and of all that was measured (columns), to one scale.
 
     Raises as `needle_grid`.
     """
@@ -61,6 +65,8 @@ def needle_grids(evaluations: Mapping[str, Evaluation]) -> Figure:
     first = next(iter(evaluations.values()))
     measures = [measure for measure in _MEASURES if measure != "score" or first.score is not None]
     found = needle.grid(first)
+    nlls = [value for evaluation in evaluations.values() for value in evaluation.by_task.values()]
+    darkest = max(*nlls, 1e-9)
     figure, axes = pyplot.subplots(
         len(evaluations),
         len(measures),
@@ -73,7 +79,7 @@ def needle_grids(evaluations: Mapping[str, Evaluation]) -> Figure:
     )
     for row, (name, evaluation) in zip(axes, evaluations.items(), strict=True):
         for ax, measure in zip(row, measures, strict=True):
-            needle_grid(evaluation, measure, ax).set_title(name)
+            needle_grid(evaluation, measure, ax, darkest=darkest).set_title(name)
     return figure
 
 
