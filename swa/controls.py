@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from swa import examples as sources
+from swa.budget import Budget
 from swa.errors import ExampleError, InputError
 from swa.examples import Example
 from swa.layer_scores import LayerScores
 from swa.policy import AttentionPolicy
 from swa.score import layer_scores, run_tasks, sweep_flops, sweep_tasks
-from swa.selection import Budget
 from swa.stability import RankAgreement, rank_agreement
 
 if TYPE_CHECKING:

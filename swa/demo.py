@@ -345,9 +345,10 @@ def run(
         say: told what each step does.
     """
     from swa import examples
+    from swa.budget import Budget
     from swa.patterns import periodic_choices
     from swa.score import score_layers
-    from swa.selection import Budget, select
+    from swa.selection import select
     from swa.strategies.joint import Joint
 
     started = time.monotonic()

@@ -45,7 +45,7 @@ from swa.policy import format_layers
 from swa.resampling import F64, checked_confidence, resampled_means, student_tail
 
 if TYPE_CHECKING:
-    from swa.selection import Budget
+    from swa.budget import Budget
 
 PRIOR_EXAMPLES = 1.0  # c above: effects of about one standard deviation are looked for
 FIRST_LOOK, GROWTH = 8, 1.4  # examples at the first look at the shortfall, and until the next

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from swa.budget import Budget
 from swa.evaluation import Evaluation, gap_closed
 from swa.files import write_text
 from swa.layer_scores import LayerScores, mean
 from swa.pages import nice_ticks, render_page
 from swa.policy import AttentionPolicy, format_layers
-from swa.selection import Budget
 from swa.stability import selection_stability
 
 if TYPE_CHECKING:

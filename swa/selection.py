@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from swa.examples import Example
     from swa.model import Model
 
-__all__ = ["Budget", "Selection", "select", "top_layers"]
-
 SCHEMA, OLD_SCHEMA = "swa.selection/2", "swa.selection/1"
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from swa.budget import Budget
 from swa.errors import InputError
 from swa.layer_scores import LayerScores, LayerValues, checked_integer
 from swa.resampling import F64, MAX_BOOTSTRAP, Strata, resampled_means, strata_of
-from swa.selection import Budget, top_layers
+from swa.selection import top_layers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from swa.budget import Budget
 from swa.errors import InputError
 from swa.evaluation import evaluate
 from swa.examples import Example
 from swa.policy import AttentionPolicy, format_layers
 from swa.score import layer_scores, run_tasks, sweep_tasks
-from swa.selection import Budget, top_layers
+from swa.selection import top_layers
 from swa.statistics import GapClosed, gap_closed_bootstrap
 
 if TYPE_CHECKING:

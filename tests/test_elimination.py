@@ -14,6 +14,7 @@ from fake_model import FakeModel, make_examples
 from planted import planted_checkpoint
 
 import swa
+from swa.budget import Budget
 from swa.elimination import (
     Adaptive,
     AdaptiveStop,
@@ -30,7 +31,7 @@ from swa.noise import measure_noise_floor
 from swa.policy import AttentionPolicy
 from swa.reporting import render, score_command
 from swa.score import score_layers
-from swa.selection import Budget, select
+from swa.selection import select
 from swa.stability import reliability, selection_stability
 
 POLICY = AttentionPolicy(sliding_window=8)

@@ -12,12 +12,12 @@ import pytest
 from fake_model import FakeModel, make_examples
 from matplotlib.figure import Figure
 
+from swa.budget import Budget
 from swa.errors import InputError
 from swa.layer_scores import LayerScores
 from swa.noise import measure_noise_floor
 from swa.policy import AttentionPolicy
 from swa.score import score_layers
-from swa.selection import Budget
 from swa.stability import (
     rank_agreement,
     reliability,

@@ -10,11 +10,12 @@ import pytest
 from fake_model import FakeModel, make_examples
 
 from swa import testing
+from swa.budget import Budget
 from swa.errors import ScoresError
 from swa.layer_scores import LayerScores
 from swa.policy import AttentionPolicy
 from swa.score import score_layers
-from swa.selection import Budget, Selection, select
+from swa.selection import Selection, select
 
 POLICY = AttentionPolicy(sliding_window=8)
 
