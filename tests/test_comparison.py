@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -363,6 +364,30 @@ def test_swa_compare(here, checkpoint, capsys):
     assert "'two'" in " ".join(out.split())
 
 
+def test_swa_compare_of_strategies(here, checkpoint, capsys):
+    lines = [
+        {"prompt_ids": [7 * i % 256 for i in range(s, s + 60)], "answer_ids": [s, 9]}
+        for s in range(3)
+    ]
+    for name in ("calibration", "heldout"):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    select = ["--sliding-window", "16", "--sink-tokens", "2", "--layers", "2"]
+    run = ["compare", checkpoint, *RUN, *select, "--calibration", "calibration.jsonl"]
+    run += ["--strategy", "first", "--strategy", "first_order", "--examples", "heldout.jsonl"]
+    assert main([*run, "--policy", "one=one.json", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = Comparison.from_dict(json.loads(captured.out))
+    assert list(found.evaluations)[2:] == ["one", "first", "first_order"]
+    policies = {name: e.policy for name, e in found.evaluations.items()}
+    assert policies["first"] == POLICY.with_full_layers([0, 1], 4)
+    model = swa.load(checkpoint, dtype="float32", num_threads=1)
+    given = swa.examples.from_jsonl("calibration.jsonl")
+    budget = swa.Budget(full_attention_layers=2)
+    chosen = swa.select(model, given, POLICY, budget, strategy="first_order")
+    assert policies["first_order"] == chosen.policy
+    assert "selecting by first_order" in captured.err
+
+
 def test_swa_compare_of_evaluations(here, capsys, comparison):
     for name, one in comparison.evaluations.items():
         one.save(f"{name}.json")
@@ -377,8 +402,15 @@ def test_swa_compare_of_evaluations(here, capsys, comparison):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "give MODEL and a --policy"),
-        (["m"], "give MODEL and a --policy"),
+        ([], "give MODEL and a --policy or --strategy"),
+        (["m"], "give MODEL and a --policy or --strategy"),
+        (["m", "--strategy", "topk"], "needs --sliding-window and --calibration"),
+        (
+            ["m", "--strategy", "topk", "--sliding-window", "9", "--calibration", "c"],
+            "give one budget",
+        ),
+        (["m", "--policy", "a=one.json", "--layers", "2"], "are for --strategy"),
+        (["m", "--policy", "a=one.json", "--tail-tokens", "2"], "are for --strategy"),
         (["m", "--evaluation", "a=b"], "leave out MODEL"),
         (["--policy", "a=one.json"], "give MODEL and a --policy"),
         (["m", "--policy", "one.json"], "NAME=FILE"),

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa.cli.helpers import load_model, named_files, note, print_json, print_table
+from swa.cli.helpers import (
+    budget_of,
+    load_examples,
+    load_model,
+    named_files,
+    note,
+    policy_fields,
+    print_json,
+    print_table,
+)
 from swa.cli.options import (
+    Consumer,
+    Decode,
     Dtype,
     ExamplesFile,
+    FractionOfLayers,
     Json,
+    Layers,
     LocalOnly,
     MaxPositions,
     PerTask,
@@ -19,8 +34,11 @@ from swa.cli.options import (
     PromptTokens,
     Revision,
     Seed,
+    SinkTokens,
+    TailTokens,
     Threads,
     TokenizerPath,
+    Window,
 )
 from swa.cli.suites import (
     DataFiles,
@@ -40,6 +58,11 @@ from swa.cli.suites import (
 )
 from swa.errors import InputError
 
+if TYPE_CHECKING:
+    from swa.budget import Budget
+    from swa.model import Model
+    from swa.policy import AttentionPolicy
+
 
 def compare(
     model: Annotated[
@@ -50,6 +73,23 @@ def compare(
         list[str] | None,
         typer.Option(metavar="NAME=FILE", help="What `swa select` wrote; may be repeated."),
     ] = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SETTING=N,...]",
+            help="Select so, see `swa select --list`; may be repeated.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="JSONL file of examples that strategies select on.")
+    ] = None,
+    layers: Layers = None,
+    fraction: FractionOfLayers = None,
+    sliding_window: Window = None,
+    sink_tokens: SinkTokens = None,
+    tail_tokens: TailTokens = None,
+    decode: Decode = None,
+    consumer: Consumer = None,
     evaluation: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,8 +131,9 @@ def compare(
 ) -> None:
     """Measure several policies on the same examples: a table by task, with paired intervals.
 
-    Without --examples or --suite it is the built-in mix, held out. From five examples a task on,
-    its intervals are to be trusted.
+    They come from files, or each --strategy selects one on --calibration, within --layers or
+    --fraction, under the policy that the other options describe. Without --examples or --suite it
+    is the built-in mix, held out. From five examples a task on, its intervals are to be trusted.
     """
     from swa import comparison
     from swa.policy import AttentionPolicy
@@ -102,8 +143,10 @@ def compare(
             raise InputError(f"{path}: its directory does not exist")
     check_plot(suite, plot)
     if evaluation:
-        if model is not None or policy:
-            raise InputError("--evaluation is measured already: leave out MODEL and --policy")
+        if model is not None or policy or strategy:
+            raise InputError(
+                "--evaluation is measured already: leave out MODEL, --policy and --strategy"
+            )
         from swa.evaluation import Evaluation
 
         measured = {
@@ -111,9 +154,24 @@ def compare(
             for name, path in named_files(evaluation, "--evaluation").items()
         }
         found = comparison.Comparison(measured, baseline or next(iter(measured)), seed=seed)
-    elif model is None or not policy:
-        raise InputError("give MODEL and a --policy, or the --evaluation of each policy")
+    elif model is None or not (policy or strategy):
+        raise InputError(
+            "give MODEL and a --policy or --strategy, or the --evaluation of each policy"
+        )
     else:
+        fields = policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+        choose = None
+        if strategy:
+            if sliding_window is None or calibration is None:
+                raise InputError("a --strategy needs --sliding-window and --calibration")
+            choose = _Choice(
+                strategy, calibration, budget_of(layers, fraction), AttentionPolicy(**fields), seed
+            )
+        elif fields or calibration or layers is not None or fraction is not None:
+            raise InputError(
+                "files of --policy say it all: --calibration, a budget and the options that"
+                " describe a policy are for --strategy"
+            )
         source = Source(
             suite,
             examples,
@@ -128,14 +186,14 @@ def compare(
         judge = judge_of(judge_url, judge_model, judge_key)
         policies = {
             name: AttentionPolicy.load(path)
-            for name, path in named_files(policy, "--policy").items()
+            for name, path in named_files(policy or (), "--policy").items()
         }
         loaded = load_model(
             model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
         )
         found = comparison.compare(
             loaded,
-            policies,
+            policies | (choose.policies(loaded) if choose else {}),
             source.read(loaded),
             baseline=baseline,
             ends=ends,
@@ -158,3 +216,36 @@ def compare(
     else:
         for measure in found.measures:
             print_table(found.table(measure))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Strategies, and what they select on."""
+
+    strategies: Sequence[str]
+    calibration: Path
+    budget: Budget
+    policy: AttentionPolicy
+    seed: int
+
+    def policies(self, model: Model) -> dict[str, AttentionPolicy]:
+        """What each strategy selects, by its name."""
+        from swa.policy import format_layers
+        from swa.selection import select
+
+        examples = load_examples(model, self.calibration, None, None, self.seed, "calibration")
+        found = {}
+        for name in self.strategies:
+            note(f"selecting by {name}")
+            selection = select(
+                model,
+                examples,
+                self.policy,
+                self.budget,
+                strategy=name,
+                seed=self.seed,
+                progress=True,
+            )
+            note(f"{name}: layers {format_layers(selection.layers)}")
+            found[name] = selection.policy
+        return found
