@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
@@ -410,6 +411,13 @@ def test_swa_compare_of_evaluations(here, capsys, comparison):
             "give one budget",
         ),
         (["m", "--policy", "a=one.json", "--layers", "2"], "are for --strategy"),
+        (["m", "--policy", "a=one.json", "--baseline", "b"], "'b' is none of a"),
+        (
+            shlex.split(
+                "m --strategy first --strategy first --sliding-window 9 --calibration c --layers 1"
+            ),
+            "the same name: first, first",
+        ),
         (["m", "--policy", "a=one.json", "--tail-tokens", "2"], "are for --strategy"),
         (["m", "--evaluation", "a=b"], "leave out MODEL"),
         (["--policy", "a=one.json"], "give MODEL and a --policy"),

@@ -188,6 +188,11 @@ def compare(
             name: AttentionPolicy.load(path)
             for name, path in named_files(policy or (), "--policy").items()
         }
+        names = [*policies, *(strategy or ())]
+        if len(set(names)) < len(names):
+            raise InputError(f"two policies have the same name: {', '.join(names)}")
+        if baseline not in (None, *names, *((comparison.FULL, comparison.SLIDING) if ends else ())):
+            raise InputError(f"--baseline {baseline!r} is none of {', '.join(names)}")
         loaded = load_model(
             model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
         )
