@@ -27,22 +27,22 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         if options.merge:
-            results, is_whole = files.merge(options.merge), True
+            results, failure = files.merge(options.merge), ""
         else:
-            results, is_whole = _measured(options)
-    except (ResultsError, Failed) as error:
+            results, failure = _measured(options)
+    except ResultsError as error:
         sys.exit(str(error))
     _show(results, console)
-    if not is_whole:
-        sys.exit("ended early; with --json, --resume measures the rest")
+    if failure:
+        sys.exit(failure)
     if options.merge and options.json:
         results.save(options.json)
     if options.readme:
         _write(results, options.readme, console)
 
 
-def _measured(options: Any) -> tuple[Results, bool]:
-    """What was measured, and whether nothing ended the run before its time."""
+def _measured(options: Any) -> tuple[Results, str]:
+    """What was measured and, if something ended the run before its time, what."""
     subsets = options.subsets or list(SUBSETS)
     if any(SUBSETS[name].needs_peers for name in subsets):
         _require_peers()
@@ -75,8 +75,10 @@ def _measured(options: Any) -> tuple[Results, bool]:
         try:
             run(setting, subsets, limits, results, keep=keep, say=_say)
         except KeyboardInterrupt:
-            return results, False
-    return results, True
+            return results, "ended early; with --json FILE, --resume measures the rest"
+        except Failed as error:
+            return results, str(error)
+    return results, ""
 
 
 def _say(text: str) -> None:

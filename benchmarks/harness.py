@@ -44,6 +44,7 @@ class Call:
     side: Side
     function: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Those that are functions are called when the case begins."""
     is_bound: bool = False
     """What the machine can do at most: the best of the rounds counts, not their median, since
     whatever disturbs it can only take from it, and a low peak would flatter us."""
@@ -244,7 +245,7 @@ class _Turns:
             required = call.side.requires
             if required and find_spec(required) is None:
                 self._lose(call.side, f"{required} is not installed")
-            arguments = dict(call.arguments)
+            arguments = {k: v() if callable(v) else v for k, v in call.arguments.items()}
             self._ask(name, prepare=name, function=call.function, arguments=arguments)
 
     def take(self) -> dict[str, Any]:

@@ -317,21 +317,23 @@ def _gradient(setting: Setting, n_tokens: int) -> Case:
 
 def decode(setting: Setting) -> Iterator[Case]:
     """Greedy decoding of one sequence after 16 tokens: the speed of reading the weights."""
-    yield _decode(setting, "SmolLM2", setting.model_path, READ_BYTES // 4)
+    work = {"path": setting.model_path, "ids": list(range(16))}
+    llama_cpp = Call(LLAMA_CPP, "generate", {**work, "flash_attention": False})
+    yield _decode(setting, "SmolLM2", work, {"llama.cpp bf16": llama_cpp}, READ_BYTES // 4)
     if not setting.quick:
-        yield _decode(setting, "random 0.5B", setting.checkpoint(QWEN25_05B), READ_BYTES)
+        random = {**work, "path": setting.checkpoint(QWEN25_05B)}
+        yield _decode(setting, "random 0.5B", random, {}, READ_BYTES)
 
 
-def _decode(setting: Setting, name: str, path: str, n_bytes: int) -> Case:
-    work = {"path": path, "ids": list(range(16))}
+def _decode(
+    setting: Setting, name: str, work: dict[str, Any], others: dict[str, Call], n_bytes: int
+) -> Case:
     calls = {
         "ours": Call(OURS, "decode", work),
         "transformers bf16": Call(TRANSFORMERS, "generate", work),
-        "llama.cpp bf16": Call(LLAMA_CPP, "generate", {**work, "flash_attention": False}),
+        **others,
         "read": setting.peak("read", n_bytes=n_bytes),  # a buffer as large as the weights
     }
-    if not path.endswith(".gguf"):
-        del calls["llama.cpp bf16"]
 
     def rows(median: Medians, result: Results) -> list[Row]:
         return by_rate(
@@ -339,7 +341,7 @@ def _decode(setting: Setting, name: str, path: str, n_bytes: int) -> Case:
             "token/s",
             median["ours"],
             median,
-            {"transformers bf16": None, "llama.cpp bf16": None},
+            dict.fromkeys(("transformers bf16", *others)),
             share_of(median["ours"] * result["ours"], median["read"], 0.70),
         )
 
@@ -349,12 +351,12 @@ def _decode(setting: Setting, name: str, path: str, n_bytes: int) -> Case:
 def load(setting: Setting) -> Iterator[Case]:
     """`swa.load` of a 1 GB checkpoint in fresh processes, the file in the page cache."""
     path = setting.checkpoint(QWEN25_05B.cut_to(2, 8192) if setting.quick else QWEN25_05B)
-    n_bytes = (Path(path) / "model.safetensors").stat().st_size
     calls = {
         what: Call(OURS, "load", {"path": path, "what": what}) for what in ("seconds", "peak_bytes")
     }
 
     def rows(median: Medians, result: Results) -> list[Row]:
+        n_bytes = (Path(path()) / "model.safetensors").stat().st_size
         size = f"{n_bytes / 1e9:.2f} GB"
         time, room = "limit: 1.5 s a GB", "limit: packed weights + 0.5 GiB"
         return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,12 +58,16 @@ class Setting:
         gguf_bf16.write(wheel_model(say=print), path)
         return str(path)
 
-    def checkpoint(self, shape: Shape) -> str:
-        """The folder of a random checkpoint of that shape, written when first asked for."""
+    def checkpoint(self, shape: Shape) -> Callable[[], str]:
+        """What gives the folder of a random checkpoint, and writes it when first called."""
         folder = self.scratch / f"{shape.name}-{shape.num_hidden_layers}-{shape.vocab_size}"
-        if not folder.exists():
-            shapes.write_checkpoint(folder, shape)
-        return str(folder)
+
+        def path() -> str:
+            if not folder.exists():
+                shapes.write_checkpoint(folder, shape)
+            return str(folder)
+
+        return path
 
     def prompt(self, n_tokens: int) -> tuple[list[int], list[int]]:
         """Prompt and answer of a retrieval task, `n_tokens` together."""
