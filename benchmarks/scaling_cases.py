@@ -105,10 +105,14 @@ def _by_the_model(
 
 
 def shapes(setting: Setting) -> Iterator[Case]:
-    """A few layers of larger models with random weights, scaled to all layers by the cost model."""
-    sizes, n_tokens = {QWEN25_05B: 4, QWEN3_4B: 2, LLAMA31_8B: 2}, 3072
+    """A few layers of larger models with random weights, scaled to all of them.
+
+    Ours by the cost model, which counts what the engine does; peers, which run every layer whole,
+    by the number of layers that they run.
+    """
+    sizes, n_tokens = {QWEN25_05B: 4, QWEN3_4B: 3, LLAMA31_8B: 3}, 3072
     if setting.quick:
-        sizes, n_tokens = {QWEN25_05B: 2, QWEN3_4B: 1}, 384
+        sizes, n_tokens = {QWEN25_05B: 2, QWEN3_4B: 2}, 384
     for shape, n_layers in sizes.items():
         yield _shape_prefill(setting, shape, n_layers, n_tokens)
         yield _shape_sweep(setting, shape, n_layers, n_tokens)
@@ -123,15 +127,16 @@ def _shape_prefill(setting: Setting, shape: Shape, n_layers: int, n_tokens: int)
         peer: Call(TRANSFORMERS, "prefill", work),
     }
     policy = swa.AttentionPolicy(sliding_window=n_tokens)
-    factor = (
-        cost.nll_work(shape.config(), policy, (), n_tokens - 1, 1).flops
-        / cost.nll_work(small.config(), policy, (), n_tokens - 1, 1).flops
+    all_layers, few = (
+        cost.nll_work(model.config(), policy, (), n_tokens, 1).flops for model in (shape, small)
     )
 
     def rows(median: Medians, _: Results) -> list[Row]:
-        title = Title(f"{_scaled(shape, n_layers)}, prefill, full", "T", n_tokens)
         return by_seconds(
-            title, factor * median["ours"], {peer: factor * median[peer]}, {peer: None}
+            Title(f"{_scaled(shape, n_layers)}, prefill, full", "T", n_tokens),
+            median["ours"] * all_layers / few,
+            {peer: median[peer] * shape.num_hidden_layers / n_layers},
+            {peer: None},
         )
 
     return Case(f"prefill {shape.name}", calls, rows, agreement.same_logits)
@@ -142,18 +147,23 @@ def _shape_sweep(setting: Setting, shape: Shape, n_layers: int, n_tokens: int) -
     work = _random_example(setting, small, n_tokens)
     peer = "hand-written torch, forks"
     calls = {"ours": Call(OURS, "sweep", work), peer: Call(DECODER, "sweep", work)}
-    factor = _sweep_flops(shape, n_tokens) / _sweep_flops(small, n_tokens)
 
     def same(result: Results) -> None:
         found = np.abs(np.array(result["ours"]) - np.array(result[peer])).max()
         agreement.require(found, agreement.BFLOAT16_NATS, f"NLLs of a sweep, ours and {peer},")
 
+    def runs(n: int) -> int:
+        """Layers that a base pass and a fork at each layer run."""
+        return n + n * (n + 1) // 2
+
     def rows(median: Medians, _: Results) -> list[Row]:
-        title = Title(
-            f"{_scaled(shape, n_layers)}, sweep, window {_window(n_tokens)}", "T", n_tokens
-        )
+        work = _sweep_flops(shape, n_tokens) / _sweep_flops(small, n_tokens)
+        layers = runs(shape.num_hidden_layers) / runs(n_layers)
         return by_seconds(
-            title, factor * median["ours"], {peer: factor * median[peer]}, {peer: None}
+            Title(f"{_scaled(shape, n_layers)}, sweep, window {_window(n_tokens)}", "T", n_tokens),
+            median["ours"] * work,
+            {peer: median[peer] * layers},
+            {peer: None},
         )
 
     return Case(f"sweep {shape.name}", calls, rows, same)

@@ -36,20 +36,28 @@ def nll_work(
     prompt_len: int,
     answer_len: int,
 ) -> Work:
-    """One teacher-forced pass over prompt and answer, with the logits of the answer rows."""
-    n_tokens = prompt_len + answer_len
-    rows = policy.rows(config, full_layers, prompt_len, n_tokens)
-    keys = sum(_attended(rows, layer, n_tokens).sum() for layer in range(config.num_hidden_layers))
-    linear = config.num_hidden_layers * n_tokens * (_qkv_flops(config) + _rest_flops(config))
-    return Work(float(linear + answer_len * _head_flops(config)), float(keys * _key_flops(config)))
+    """One teacher-forced pass over prompt and answer, as the engine makes it.
+
+    The last token is not read, and the last layer makes keys and values of all rows but finishes
+    only those that predict the answer.
+    """
+    n_rows = prompt_len + answer_len - 1
+    rows = policy.rows(config, full_layers, prompt_len, n_rows + 1)
+    first = _first_rows(config, prompt_len)
+    layers = (_layer_work(config, rows, layer, 0, at, n_rows) for layer, at in enumerate(first))
+    return _total(Work(float(answer_len * _head_flops(config)), 0.0), *layers)
 
 
 def prefill_work(
     config: ModelConfig, policy: AttentionPolicy, full_layers: Collection[int], prompt_tokens: int
 ) -> Work:
-    """Reading a prompt, with the logits of its last row."""
-    products, attention = nll_work(config, policy, full_layers, prompt_tokens, 0)
-    return Work(products + _head_flops(config), attention)
+    """Reading a prompt, every layer whole, with the logits of its last row: what serving takes."""
+    rows = policy.rows(config, full_layers, prompt_tokens, prompt_tokens)
+    layers = (
+        _layer_work(config, rows, layer, 0, 0, prompt_tokens)
+        for layer in range(config.num_hidden_layers)
+    )
+    return _total(Work(float(_head_flops(config)), 0.0), *layers)
 
 
 def kv_bytes(
@@ -79,22 +87,20 @@ def sweep_work(
     The rows that no window has reached yet are the same in all runs and run once; a fork reuses the
     base's queries, keys and values of its own layer and runs all layers above.
     """
-    n_tokens = prompt_len + answer_len
-    n_layers = config.num_hidden_layers
-    rows = policy.rows(config, base, prompt_len, n_tokens)
+    n_rows, n_layers = prompt_len + answer_len - 1, config.num_hidden_layers
+    rows = policy.rows(config, base, prompt_len, n_rows + 1)
     windows = policy.windows(n_layers)
-    shared = min(min(windows[layer] for layer in flips) + policy.num_sink_tokens, n_tokens)
-    own = n_tokens - shared
-    products, attention = nll_work(config, policy, base, prompt_len, answer_len)
-    # Keys that a layer's rows above the shared ones attend to in the base.
-    keys = [float(_attended(rows, layer, n_tokens)[shared:].sum()) for layer in range(n_layers)]
-    for layer in flips:
-        flipped = policy.rows(config, set(base) ^ {layer}, prompt_len, n_tokens)
-        fork_keys = _attended(flipped, layer, n_tokens)[shared:].sum() + sum(keys[layer + 1 :])
-        attention += float(fork_keys * _key_flops(config))
-        above = (n_layers - 1 - layer) * (_qkv_flops(config) + _rest_flops(config))
-        products += own * (_rest_flops(config) + above) + answer_len * _head_flops(config)
-    return Work(products, attention)
+    shared = min(min(windows[layer] for layer in flips) + policy.num_sink_tokens, prompt_len - 1)
+    first = _first_rows(config, prompt_len, shared)
+    work = nll_work(config, policy, base, prompt_len, answer_len)
+    above = Work(float(answer_len * _head_flops(config)), 0.0)  # a fork, once its layer is done
+    for layer in reversed(range(n_layers)):
+        if layer in flips:
+            flipped = policy.rows(config, set(base) ^ {layer}, prompt_len, n_rows + 1)
+            work = _total(work, _finish_work(config, flipped, layer, first[layer], n_rows), above)
+        own = _layer_work(config, rows, layer, shared, first[layer], n_rows)
+        above = _total(above, own)
+    return work
 
 
 def gradient_work(
@@ -126,6 +132,29 @@ def gradient_work(
     return Work(3 * products, float(attention * _key_flops(config)))
 
 
+def _first_rows(config: ModelConfig, prompt_len: int, shared: int = 0) -> list[int]:
+    """[L]: the first row that each layer finishes, beyond those that all runs share."""
+    return [shared] * (config.num_hidden_layers - 1) + [prompt_len - 1]
+
+
+def _layer_work(
+    config: ModelConfig, rows: Rows, layer: int, start: int, first: int, end: int
+) -> Work:
+    """Keys and values of the rows start..end, queries and all else of the rows first..end."""
+    projected = (end - start) * _kv_flops(config) + (end - first) * _q_flops(config)
+    return _total(Work(float(projected), 0.0), _finish_work(config, rows, layer, first, end))
+
+
+def _finish_work(config: ModelConfig, rows: Rows, layer: int, first: int, end: int) -> Work:
+    """Attention, its projection and the MLP of the rows first..end."""
+    pairs = _attended(rows, layer, end)[first:].sum()
+    return Work(float((end - first) * _rest_flops(config)), float(pairs * _key_flops(config)))
+
+
+def _total(*parts: Work) -> Work:
+    return Work(*map(sum, zip(*parts, strict=True)))
+
+
 def _attended(rows: Rows, layer: int, n_tokens: int) -> npt.NDArray[np.int64]:
     """int64 [n_tokens]: how many keys each row of a layer attends to."""
     causal = np.arange(1, n_tokens + 1)
@@ -141,9 +170,12 @@ def _key_flops(config: ModelConfig) -> int:
     return 4 * config.num_attention_heads * config.head_dim
 
 
-def _qkv_flops(config: ModelConfig) -> int:
-    heads = config.num_attention_heads + 2 * config.num_key_value_heads
-    return 2 * config.hidden_size * heads * config.head_dim
+def _q_flops(config: ModelConfig) -> int:
+    return 2 * config.hidden_size * config.num_attention_heads * config.head_dim
+
+
+def _kv_flops(config: ModelConfig) -> int:
+    return 4 * config.hidden_size * config.num_key_value_heads * config.head_dim
 
 
 def _rest_flops(config: ModelConfig) -> int:

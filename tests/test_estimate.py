@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 import swa
-from swa import _core, estimate
+from swa import _core, cost, estimate
 from swa.checkpoint import open_checkpoint
 from swa.cli import main
 from swa.cost import Work
@@ -26,6 +27,29 @@ KINDS = ("nll", "sweep", "logits", "decode")
 @pytest.fixture(scope="module")
 def folder(tiny: Callable[..., Path]) -> Path:
     return tiny("qwen2", max_position_embeddings=4000)
+
+
+@pytest.mark.parametrize("tail, decode", [(0, "full"), (5, "full"), (0, "window")])
+def test_the_cost_model_counts_what_the_engine_counts(
+    folder: Path, tail: int, decode: Literal["full", "window"]
+) -> None:
+    """The engine adds up the work of its tasks; a window and sinks that fill whole tiles."""
+    model = swa.load(folder, dtype="float32", num_threads=1)
+    policy = swa.AttentionPolicy(60, num_sink_tokens=4, num_tail_tokens=tail, decode=decode)
+    example = Example(tuple(range(140)), tuple(range(6)))
+    told: list[float] = []
+
+    def progress(done: float, total: float) -> None:
+        told[:] = [done, total]
+
+    shape = (model.config, policy)
+    rows = policy.rows(model.config, (1,), 140, 146)
+    ids = np.array(example.prompt_ids + example.answer_ids, np.int32)
+    model.engine.nll(ids, 140, rows.window, rows.sinks, rows.full_from, progress=progress)
+    assert told == [cost.nll_work(*shape, (1,), 140, 6).flops] * 2
+    for base, flips in (((), (0, 1, 2, 3)), ((1,), (0, 3))):
+        model.sweep_example(example, policy, base, flips, to_full=True, progress=progress)
+        assert told == [cost.sweep_work(*shape, base, flips, 140, 6).flops] * 2
 
 
 @pytest.fixture
