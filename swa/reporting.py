@@ -16,6 +16,7 @@ from swa.layer_scores import LayerScores, mean
 from swa.pages import nice_ticks, render_page
 from swa.policy import AttentionPolicy, format_layers
 from swa.stability import selection_stability
+from swa.strategies import STRATEGIES, Move
 
 if TYPE_CHECKING:
     from swa.selection import Selection
@@ -24,6 +25,14 @@ WIDTH, LEFT = 1000, 78  # of both charts, in SVG units; LEFT holds the axis labe
 BARS_TOP, BARS_PLOT, BARS_BELOW = 8, 250, 44
 SHARES_PLOT = 100
 HEAT_HEIGHT, HEAT_ROWS = 640, (3.0, 20.0)  # wanted height, and bounds of one row's
+BUDGET_OPTIONS = {
+    "full_attention_layers": "--layers",
+    "fraction": "--fraction",
+    "prefill_flops": "--prefill-flops",
+    "kv_bytes": "--kv-bytes",
+    "nll_increase": "--nll-increase",
+    "prompt_tokens": "--at-tokens",
+}
 COLUMN_LABEL = 22  # SVG units that a column's number needs
 
 
@@ -74,15 +83,16 @@ def render(
     return render_page(
         "report.html.jinja",
         title=title or f"Layer selection for {scores.model_name}",
-        subtitle=_subtitle(scores, chosen),
+        subtitle=_subtitle(scores, chosen, selection),
         warnings=_warnings(scores, policy, evaluations),
         figures=_figures(scores, chosen, table),
         bars=_bars(scores, chosen),
+        search=_search(selection),
         stability=_stability(scores, chosen),
         heat=_heat(scores, chosen),
         table=table,
         details=_details(scores),
-        command=command or _repeat(scores, chosen),
+        command=command or _repeat(scores, selection, chosen),
     )
 
 
@@ -96,16 +106,7 @@ def score_command(
     `source` is the model as it was given (default: its name), `options` are those that the scores
     do not tell: where the examples come from, above all.
     """
-    policy = scores.policy
-    window = policy.sliding_window
-    windows = [window] if isinstance(window, int) else window
-    words = ["swa", "score", source or scores.model_name, *options]
-    words += ["--sliding-window", ",".join(map(str, windows))]
-    if policy.consumer:
-        words += ["--consumer", policy.consumer]
-    else:
-        words += ["--sink-tokens", str(policy.num_sink_tokens)]
-        words += ["--tail-tokens", str(policy.num_tail_tokens), "--decode", policy.decode]
+    words = ["swa", "score", source or scores.model_name, *options, *_policy_words(scores.policy)]
     words += ["--direction", scores.direction]
     if scores.base != _default_base(scores):
         words += ["--base", ",".join(map(str, scores.base))]
@@ -115,11 +116,32 @@ def score_command(
     return shlex.join([*words, "--seed", str(scores.seed), "--dtype", scores.dtype])
 
 
-def _repeat(scores: LayerScores, chosen: Collection[int]) -> str:
+def _policy_words(policy: AttentionPolicy) -> list[str]:
+    window = policy.sliding_window
+    windows = [window] if isinstance(window, int) else window
+    words = ["--sliding-window", ",".join(map(str, windows))]
+    if policy.consumer:
+        return [*words, "--consumer", policy.consumer]
+    words += ["--sink-tokens", str(policy.num_sink_tokens)]
+    return [*words, "--tail-tokens", str(policy.num_tail_tokens), "--decode", policy.decode]
+
+
+def _repeat(
+    scores: LayerScores, selection: Selection | AttentionPolicy | None, chosen: Collection[int]
+) -> str:
     """The commands that take the scores and choose as many layers."""
     lines = [scores.command or score_command(scores)]
-    if chosen:
-        lines.append(f"swa select scores.json --layers {len(chosen)}")
+    search = None if isinstance(selection, AttentionPolicy | None) else selection.search
+    if isinstance(selection, AttentionPolicy | None) or search is None:
+        if chosen:
+            lines.append(f"swa select scores.json --layers {len(chosen)}")
+    elif selection.strategy in STRATEGIES:
+        words = ["swa", "select", search.model_name, "--examples", "EXAMPLES.jsonl"]
+        words += _policy_words(search.policy)
+        words += ["--strategy", selection.strategy, "--objective", search.objective]
+        for name, value in selection.budget.to_dict().items():
+            words += [BUDGET_OPTIONS[name], str(value)]
+        lines.append(shlex.join([*words, "--dtype", search.dtype]))
     return "\n".join(lines)
 
 
@@ -127,15 +149,18 @@ def _default_base(scores: LayerScores) -> tuple[int, ...]:
     return scores.selectable_layers if scores.direction == "ablate" else ()
 
 
-def _subtitle(scores: LayerScores, chosen: Collection[int]) -> str:
+def _subtitle(
+    scores: LayerScores, chosen: Collection[int], selection: Selection | AttentionPolicy | None
+) -> str:
     examples = _count(len(scores.tasks), "example")
     if not chosen:
         return f"{scores.num_hidden_layers} layers scored on {examples}; none chosen yet"
-    return (
-        f"{len(chosen)} of {scores.num_hidden_layers} layers keep full attention, "
-        f"by {'restoring' if scores.direction == 'restore' else 'ablating'} one layer at a time "
-        f"on {examples}"
-    )
+    kept = f"{len(chosen)} of {scores.num_hidden_layers} layers keep full attention"
+    if not isinstance(selection, AttentionPolicy | None) and (search := selection.search):
+        searched = _count(len(search.tasks), "example")
+        return f"{kept}, by the strategy {selection.strategy} on {searched}"
+    how = "restoring" if scores.direction == "restore" else "ablating"
+    return f"{kept}, by {how} one layer at a time on {examples}"
 
 
 def _warnings(
@@ -160,6 +185,30 @@ def _warnings(
     if len({evaluation.examples_hash for evaluation in evaluations.values()}) > 1:
         warnings.append("The evaluations are of different examples: do not compare their NLL.")
     return warnings
+
+
+def _search(selection: Selection | AttentionPolicy | None) -> _Table | None:
+    """What a search tried, and what that was worth; None where there was no search."""
+    if isinstance(selection, AttentionPolicy | None) or selection.search is None:
+        return None
+    search = selection.search
+    table = _Table(
+        f"Mean {search.objective} on {_count(len(search.tasks), 'calibration example')}, in nats"
+        f" per answer token. Budget: {selection.budget}. It took {search.cost}.",
+        ["step", "layers", "estimated change", "measured"],
+    )
+    moves = [
+        Move("all sliding", (), loss=mean(search.loss_sliding)),
+        Move("full attention", search.selectable_layers, loss=mean(search.loss_full)),
+        *search.trace,
+        Move(f"chosen by {selection.strategy}", selection.layers, loss=mean(search.loss_chosen)),
+    ]
+    for move in moves:
+        estimate = "" if move.estimate is None else f"{move.estimate:+.4f}"
+        loss = "" if move.loss is None else f"{move.loss:.4f}"
+        cells = [move.what, format_layers(move.layers) or "none", estimate, loss]
+        table.rows.append({"cells": cells, "chosen": move is moves[-1]})
+    return table
 
 
 @dataclass

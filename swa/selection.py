@@ -344,6 +344,16 @@ def _record(
     )
 
 
+def load_chosen(path: str | os.PathLike[str]) -> Selection | AttentionPolicy:
+    """A selection if the file tells what chose it, else a plain policy.
+
+    Raises OSError, or a ScoresError or PolicyError that names the file.
+    """
+    policy = AttentionPolicy.load(path)
+    whole = jsonio.loads(Path(path).read_bytes())
+    return Selection.load(path) if whole.get("selection") is not None else policy
+
+
 def top_layers(scores: LayerScores, size: int) -> tuple[int, ...]:
     """The top-k of arXiv 2606.27791: by mean delta, each layer on its own, ties to the lower index.
 

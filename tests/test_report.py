@@ -7,16 +7,21 @@ import re
 import shlex
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from fake_model import FakeModel, make_examples
 
 import swa
+from swa.cli import main
 from swa.evaluation import Evaluation, gap_closed
 from swa.layer_scores import LayerScores
 from swa.pages import nice_ticks
 from swa.policy import AttentionPolicy
 from swa.reporting import render, report, score_command
+from swa.score import score_layers
 
 POLICY = AttentionPolicy(256, num_sink_tokens=4)
+SEARCHED = AttentionPolicy(8, num_sink_tokens=2)
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
@@ -317,3 +322,32 @@ def test_gap_closed():
     assert gap_closed(1.0, full=0.5, sliding=2.5) == 0.75
     assert gap_closed(0.25, full=0.5, sliding=0.75) == 2.0
     assert gap_closed(1.0, full=1.0, sliding=1.0) is None
+
+
+def test_a_search_is_told_with_its_losses_and_its_command():
+    model, examples = FakeModel(9), make_examples(4)
+    scores = score_layers(model, examples, SEARCHED)
+    budget = swa.Budget(nll_increase=0.5)
+    chosen = swa.select(model, examples, SEARCHED, budget, scores=scores)
+    html = render(scores, chosen)
+    page = Page(html)
+    assert "How the layers were searched for" in html
+    assert "by the strategy joint on 4 examples" in html
+    assert f"{np.mean(chosen.search.loss_chosen):.4f}" in html
+    command = next(text for text in page.texts if "--strategy" in text)
+    assert "--nll-increase 0.5" in command and "--strategy joint" in command
+    assert "How the layers were searched for" not in render(scores, chosen.policy)
+
+
+def test_a_policy_file_with_a_search_tells_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model, examples = FakeModel(9), make_examples(4)
+    scores = score_layers(model, examples, SEARCHED)
+    scores.save("scores.json")
+    chosen = swa.select(model, examples, SEARCHED, swa.Budget(fraction=0.3))
+    chosen.save("policy.json")
+    chosen.policy.save("plain.json")
+    for policy, says in (("policy.json", True), ("plain.json", False)):
+        assert main(["report", "scores.json", "--policy", policy]) == 0
+        html = (tmp_path / "report.html").read_text()
+        assert ("How the layers were searched for" in html) == says

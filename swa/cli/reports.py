@@ -41,8 +41,8 @@ def report(
     """
     from swa.evaluation import Evaluation
     from swa.layer_scores import LayerScores
-    from swa.policy import AttentionPolicy
     from swa.reporting import report as write_report
+    from swa.selection import load_chosen
     from swa.selection import select as choose
 
     loaded = LayerScores.load(scores)
@@ -50,7 +50,7 @@ def report(
     if policy:
         if layers is not None or fraction is not None:
             raise InputError("--policy has its layers already: leave out --layers and --fraction")
-        selection = AttentionPolicy.load(policy)
+        selection = load_chosen(policy)
     elif layers is not None or fraction is not None:
         selection = choose(loaded, budget_of(layers, fraction))
     files = named_files(evaluation or (), "--evaluation")

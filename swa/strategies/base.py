@@ -117,7 +117,9 @@ class Batches:
     def __init__(self, tasks: Sequence[str], size: int | None, seed: int) -> None:
         self.size = len(tasks) if size is None else min(size, len(tasks))
         groups: dict[str, list[int]] = {}
-        for index in np.random.default_rng(seed).permutation(len(tasks)).tolist():
+        # Raw bits, since NumPy keeps that stream for all time.
+        keys = np.random.PCG64(seed).random_raw(len(tasks))
+        for index in np.argsort(keys, kind="stable").tolist():
             groups.setdefault(tasks[index], []).append(index)
         rounds = zip_longest(*(groups[task] for task in sorted(groups)))
         self._order = [index for members in rounds for index in members if index is not None]

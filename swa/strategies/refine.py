@@ -134,9 +134,8 @@ class LocalSearch:
         layers = change.applied(self.layers)
         tried.add(layers)
         for part in self._parts:
-            loss = float(self.problem.loss(layers, part).mean())
-            here = float(self.losses[part].mean())
-            if loss >= here if ceiling is None else loss > here + ceiling - self.loss:
+            rise = float((self.problem.loss(layers, part) - self.losses[part]).mean())
+            if rise >= 0 if ceiling is None else rise > ceiling - self.loss:
                 return False
         self.layers, self.losses = layers, self.problem.loss(layers)
         self.moves.append(Move(str(change), layers, change.estimate, self.loss))
