@@ -36,6 +36,7 @@ SMOLLM2 = {
 HELD_TO = {  # torch held to an instruction set that one of our tiers stands for
     "avx2": ("AVX2", "AVX2", "avx2"),
     "avx512": ("AVX512_CORE", "AVX512", "avx512"),
+    "avx512_bf16": ("AVX512_CORE_BF16", "AVX512", "avx512"),
 }
 SMALL, LARGE = (9, 3, 64), (32, 8, 128)  # query heads, KV heads, head_dim
 WINDOW = 1024
@@ -73,8 +74,10 @@ def gemm(setting: Setting) -> Iterator[Case]:
     ):
         m = m // (4 if setting.quick else 2)
         yield _gemm_held(setting, f"{model} {name}", m, n, k, None)
-        for tier in (tier for tier in HELD_TO if tier in setting.tiers):
+        for tier in (tier for tier in ("avx2", "avx512") if tier in setting.tiers):
             yield _gemm_held(setting, f"{model} {name}", m, n, k, tier)
+        if setting.has_amx:  # what machines without it would do
+            yield _gemm_bf16_held(setting, f"{model} {name}", m, n, k, "avx512_bf16")
 
 
 def _gemm_bf16(setting: Setting, name: str, m: int, n: int, k: int) -> Case:
@@ -132,6 +135,28 @@ def _gemm_held(setting: Setting, name: str, m: int, n: int, k: int, tier: str | 
                 share_of(flops / ours, median["peak"]),
             )
         ]
+
+    return Case(f"held {name} {tier}", calls, rows, same_numbers)
+
+
+def _gemm_bf16_held(setting: Setting, name: str, m: int, n: int, k: int, tier: str) -> Case:
+    """Ours in bfloat16 on `tier`, against torch in both dtypes held to the same instructions."""
+    shape = {"m": m, "n": n, "k": k}
+    flops = 2.0 * m * n * k
+    peers = {f"torch bf16 held to {tier}": 2.0, f"torch f32 held to {tier}": 1.3}
+    calls = {
+        "ours": Call(OURS, "linear", {**shape, "dtype": "bfloat16", "tier": tier}),
+        **{
+            peer: Call(held_to(tier), "linear", {**shape, "dtype": dtype})
+            for peer, dtype in zip(peers, ("bfloat16", "float32"), strict=True)
+        },
+        "peak": setting.peak("bf16", tier),
+    }
+
+    def rows(median: Medians, _: Results) -> list[Row]:
+        share = share_of(flops / median["ours"], median["peak"], 0.65)
+        title = Title(f"bf16, {tier} tier, {name}, M {m}")
+        return by_flops(title, flops, median["ours"], median, peers, share)
 
     return Case(f"held {name} {tier}", calls, rows, same_numbers)
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -25,6 +26,7 @@ try:
     from benchmarks.model_cases import logits_in_both
     from benchmarks.results import CaseResult, Results, ResultsError, Run
     from benchmarks.rows import Title, by_flops, by_seconds, share_of
+    from benchmarks.setting import Setting
 finally:
     sys.path[:] = path
 
@@ -145,7 +147,7 @@ class TestRun:
             }
             monkeypatch.setattr(run, "SUBSETS", table)
             kept: list[Results] = []
-            setting: Any = type("Setting", (), {"num_threads": 1})
+            setting: Any = SimpleNamespace(num_threads=1)
             run.run(
                 setting,
                 subsets,
@@ -193,6 +195,19 @@ class TestRun:
         with pytest.raises(run.Failed, match="x, b: different things"):
             go(found, "x", x=[a_case("a"), a_case("b", agree=disagree)])
         assert found.has("x", "a") and not found.has("x", "b")
+
+
+@pytest.mark.parametrize("best", ["avx2", "avx512_bf16", "amx_bf16"])
+@pytest.mark.parametrize("quick", [True, False])
+def test_cases_have_names_of_their_own(tmp_path: Path, best: str, quick: bool) -> None:
+    """By which they are resumed and merged. No checkpoint is written before its case begins."""
+    setting = Setting(best, ("avx2", "avx512", "avx512_bf16"), 2, quick, tmp_path)
+    for subset in ("peaks", "gemm", "attention", "depth", "shapes"):
+        names = [case.name for case in run.SUBSETS[subset].cases(setting)]
+        assert len(set(names)) == len(names) > 0
+        if subset == "gemm":  # on a machine with AMX, what those without it would do
+            assert any("avx512_bf16" in name for name in names) == (best == "amx_bf16")
+    assert not list(tmp_path.iterdir())
 
 
 class TestResults:
