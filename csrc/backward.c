@@ -312,8 +312,7 @@ static void upper_chunk(void *context, int64_t task, int thread)
     swa_back_scratch_t *t = &back->scratch[thread];
     const int64_t hidden = c->hidden_size, width = c->n_heads * c->head_dim, first = pass->first, end = ws->n_tokens;
     const int64_t wide_stride = swa_activation_stride(c->intermediate_size);
-    /* Late rows first, as in the forward. */
-    swa_chunk_t chunk = swa_chunk_at(ws, first, end, swa_chunk_count(ws, first, end) - 1 - task);
+    swa_chunk_t chunk = swa_chunk_at(ws, first, end, task);
     float *d_x = back->d_x + chunk.row * hidden;
     attend_choices(pass, chunk, s, t);
     if (swa_cancelled(ws->run))

@@ -9,12 +9,12 @@
 
 /* ---- workspace ---------------------------------------------------------------------------------------------- */
 
-static int64_t chunk_rows(const swa_model_t *model, int64_t n_tokens, int n_threads)
+enum { CHUNK_TILES = 6 }; /* at most: a chunk reads all weights of a layer */
+
+static int64_t chunk_rows(int64_t n_tokens, int n_threads)
 {
-    /* An activation chunk of about 384 KiB stays in L2; at least four tasks a thread where there are rows. */
-    int64_t in_cache = 384 * 1024 / ((int64_t)swa_activation_size(model) * model->config.hidden_size);
-    int64_t balanced = n_tokens / (4 * n_threads);
-    return swa_max(1, swa_min(3, swa_min(in_cache, balanced) / SWA_TILE)) * SWA_TILE;
+    int64_t balanced = n_tokens / (4 * n_threads); /* at least four tasks a thread where there are rows */
+    return swa_max(1, swa_min(CHUNK_TILES, balanced / SWA_TILE)) * SWA_TILE;
 }
 
 static void layout(swa_workspace_t *ws, swa_arena_t *arena)
@@ -52,7 +52,7 @@ static void layout(swa_workspace_t *ws, swa_arena_t *arena)
 swa_workspace_t swa_workspace_describe(const swa_model_t *model, int64_t n_tokens, int n_threads)
 {
     swa_workspace_t ws = {.model = model, .n_tokens = n_tokens, .n_threads = n_threads};
-    ws.chunk = chunk_rows(model, n_tokens, n_threads);
+    ws.chunk = chunk_rows(n_tokens, n_threads);
     ws.column_stride = swa_column_block(model, model->config.head_dim);
     return ws;
 }
@@ -65,6 +65,17 @@ size_t swa_pass_bytes(const swa_model_t *model, int64_t n_tokens, int n_threads)
     return arena.used;
 }
 
+enum { ROWS_PER_TASK = 64 }; /* of small work */
+
+static void rope_rows(void *context, int64_t task, int thread)
+{
+    (void)thread;
+    const swa_workspace_t *ws = context;
+    const int64_t half = ws->model->config.head_dim / 2, first = task * ROWS_PER_TASK;
+    for (int64_t t = first; t < swa_min(ws->n_tokens, first + ROWS_PER_TASK); t++)
+        swa_rope_angles(ws->model, t, ws->cosines + t * half, ws->sines + t * half);
+}
+
 swa_status_t swa_workspace_open(swa_workspace_t *ws, const swa_model_t *model, swa_run_t *run, int64_t n_tokens)
 {
     *ws = swa_workspace_describe(model, n_tokens, run->n_threads);
@@ -75,9 +86,7 @@ swa_status_t swa_workspace_open(swa_workspace_t *ws, const swa_model_t *model, s
     if (!ws->memory)
         return SWA_ERROR_MEMORY;
     layout(ws, &arena);
-    int64_t half = model->config.head_dim / 2;
-    for (int64_t t = 0; t < n_tokens; t++)
-        swa_rope_angles(model, t, ws->cosines + t * half, ws->sines + t * half);
+    swa_parallel_for(ws->n_threads, (n_tokens + ROWS_PER_TASK - 1) / ROWS_PER_TASK, rope_rows, ws);
     return SWA_OK;
 }
 
@@ -131,15 +140,29 @@ typedef struct {
     int64_t first, end, query_first;
 } pass_t;
 
-int64_t swa_chunk_count(const swa_workspace_t *ws, int64_t first, int64_t end)
+/* Chunks of one tile, with which a loop ends, so that no thread waits long for another: what the others may do while
+ * one is at its last large chunk, and what is left over from large ones. */
+static int64_t small_chunks(const swa_workspace_t *ws, int64_t n_tiles)
 {
-    return (end - 1) / ws->chunk - first / ws->chunk + 1;
+    int64_t large = ws->chunk / SWA_TILE, small = swa_min(n_tiles, (ws->n_threads - 1) * large);
+    return small + (n_tiles - small) % large;
 }
 
-swa_chunk_t swa_chunk_at(const swa_workspace_t *ws, int64_t first, int64_t end, int64_t index)
+static int64_t tile_count(int64_t first, int64_t end) { return (end - 1) / SWA_TILE - first / SWA_TILE + 1; }
+
+int64_t swa_chunk_count(const swa_workspace_t *ws, int64_t first, int64_t end)
 {
-    int64_t start = (first / ws->chunk + index) * ws->chunk, row = swa_max(start, first);
-    return (swa_chunk_t){row, swa_min(start + ws->chunk, end) - row};
+    int64_t n_tiles = tile_count(first, end), small = small_chunks(ws, n_tiles);
+    return small + (n_tiles - small) / (ws->chunk / SWA_TILE);
+}
+
+swa_chunk_t swa_chunk_at(const swa_workspace_t *ws, int64_t first, int64_t end, int64_t task)
+{
+    int64_t index = swa_chunk_count(ws, first, end) - 1 - task;
+    int64_t small = small_chunks(ws, tile_count(first, end)), rows = index < small ? SWA_TILE : ws->chunk;
+    int64_t tile = index < small ? index : small + (index - small) * (ws->chunk / SWA_TILE);
+    int64_t start = first / SWA_TILE * SWA_TILE + tile * SWA_TILE, row = swa_max(start, first);
+    return (swa_chunk_t){row, swa_min(start + rows, end) - row};
 }
 
 typedef enum { QUERIES, KEYS, VALUES } part_t;
@@ -266,9 +289,7 @@ static void finish_chunk(void *context, int64_t task, int thread)
     const swa_layer_t *layer = pass->layer;
     const swa_config_t *c = &model->config;
     swa_scratch_t *s = &ws->scratch[thread];
-    /* Late rows see most keys under full attention: begin with them, so that no thread ends alone on one. */
-    swa_chunk_t chunk =
-        swa_chunk_at(ws, pass->first, pass->end, swa_chunk_count(ws, pass->first, pass->end) - 1 - task);
+    swa_chunk_t chunk = swa_chunk_at(ws, pass->first, pass->end, task);
     const int64_t query_stride = swa_activation_stride(c->n_heads * c->head_dim);
     const int64_t offset = (chunk.row - pass->first) * c->hidden_size;
     const float *x = pass->x + offset;
@@ -304,8 +325,24 @@ void swa_finish(swa_workspace_t *ws, int64_t layer, swa_mask_t mask, const float
     swa_finish_mixed(ws, layer, &mix, x, x_out, first, end);
 }
 
+typedef struct {
+    const swa_workspace_t *ws;
+    const int32_t *ids;
+    int64_t n_rows;
+    float *x;
+} embed_t;
+
+static void embed_rows(void *context, int64_t task, int thread)
+{
+    (void)thread;
+    const embed_t *e = context;
+    const int64_t hidden = e->ws->model->config.hidden_size, first = task * ROWS_PER_TASK;
+    for (int64_t t = first; t < swa_min(e->n_rows, first + ROWS_PER_TASK) && !swa_cancelled(e->ws->run); t++)
+        swa_embed(e->ws->model, e->ids[t], e->x + t * hidden);
+}
+
 void swa_embed_rows(swa_workspace_t *ws, const int32_t *ids, int64_t n_rows, float *x)
 {
-    for (int64_t t = 0; t < n_rows && !swa_cancelled(ws->run); t++)
-        swa_embed(ws->model, ids[t], x + t * ws->model->config.hidden_size);
+    embed_t embed = {ws, ids, n_rows, x};
+    swa_parallel_for(ws->n_threads, (n_rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK, embed_rows, &embed);
 }

@@ -46,12 +46,13 @@ void swa_finish(swa_workspace_t *ws, int64_t layer, swa_mask_t mask, const float
 void swa_finish_mixed(swa_workspace_t *ws, int64_t layer, const swa_mix_t *mix, const float *x, float *x_out,
                       int64_t first, int64_t end);
 
-/* Rows [first, end) in tasks: chunks are aligned to absolute positions, so a key tile belongs to one of them. */
+/* Rows [first, end) in tasks: chunks are whole tiles of absolute positions, so a key tile belongs to one of them. Task
+ * 0 has the last rows, which see most keys under full attention; small chunks of the first rows come last. */
 typedef struct {
     int64_t row, m; /* first row of a chunk, number of rows */
 } swa_chunk_t;
 int64_t swa_chunk_count(const swa_workspace_t *ws, int64_t first, int64_t end);
-swa_chunk_t swa_chunk_at(const swa_workspace_t *ws, int64_t first, int64_t end, int64_t index);
+swa_chunk_t swa_chunk_at(const swa_workspace_t *ws, int64_t first, int64_t end, int64_t task);
 
 /* s->normed[m] = RMSNorm(x) as activation rows */
 void swa_norm_rows(const swa_workspace_t *ws, const swa_vector_t *weight, const float *x, int64_t m, swa_scratch_t *s);

@@ -10,7 +10,7 @@
 
 #define PANEL (VECTOR_LANES * PANEL_VECTORS)
 #ifndef K_BLOCK
-#define K_BLOCK 2048 /* a slice of B stays in L2; smaller ones would load and store C more often */
+#define K_BLOCK (256 * VECTOR_LANES) /* a slice of B stays in L2; smaller ones would load and store C more often */
 #endif
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")

@@ -409,17 +409,17 @@ void swa_multiply(const swa_model_t *model, const swa_linear_t *linear, int64_t 
     /* Blocks of k depend on k alone, so an output's summation order never changes; whole tiles of AMX. */
     int64_t n_blocks = (k + kernels->k_block - 1) / kernels->k_block;
     int64_t block = swa_round_up((k + n_blocks - 1) / n_blocks, 32);
-    for (int64_t n = column; n < column + columns; n += panel, c += panel) {
-        const unsigned char *data = matrix->data + (size_t)(n * matrix->k_padded) * matrix->element_size;
-        for (int64_t p = 0; p < k; p += block) {
-            int64_t depth = swa_min(block, k - p);
-            swa_panel_product(model, m, depth, a, p, a_stride, data + (size_t)(p * panel) * matrix->element_size, c,
+    for (int64_t p = 0; p < k; p += block) { /* the outer loop: a block of A is read from L2 for every panel */
+        const int64_t depth = swa_min(block, k - p);
+        for (int64_t n = 0; n < columns; n += panel) {
+            int64_t at = (column + n) * matrix->k_padded + p * panel;
+            swa_panel_product(model, m, depth, a, p, a_stride, matrix->data + (size_t)at * matrix->element_size, c + n,
                               c_stride, p > 0);
         }
-        if (linear->bias.n)
-            for (int64_t row = 0; row < m; row++)
-                kernels->add(swa_min(panel, matrix->n - n), c + row * c_stride, linear->bias.data + n);
     }
+    if (linear->bias.n)
+        for (int64_t row = 0; row < m; row++)
+            kernels->add(swa_min(columns, matrix->n - column), c + row * c_stride, linear->bias.data + column);
 }
 
 enum { COLUMN_BLOCK = 256 }; /* about as many columns at a time: what follows a product finds them in L2 */
