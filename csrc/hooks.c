@@ -127,7 +127,7 @@ swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, in
     if (!l.x || !l.columns)
         status = SWA_ERROR_MEMORY;
     if (status == SWA_OK) {
-        swa_pack_rows(kernels, l.model.bf16_activations, &l.linear.matrix, 0, n, SWA_SOURCE_F32, w);
+        swa_pack_rows(kernels, l.model.bf16_activations, &l.linear.matrix, 0, n, SWA_SOURCE_F32, w, n_threads);
         for (int64_t r = 0; r < m; r++)
             swa_store_activation(&l.model, k, x + r * k, l.x + (size_t)r * row_bytes);
         memset(out, 0, (size_t)(m * n) * sizeof *out); /* the product's time is without page faults */
@@ -224,7 +224,7 @@ swa_status_t swa_hook_bf16_round_trip(const swa_kernels_t *kernels, const uint16
     swa_matrix_t *matrix = &model.embedding.matrix; /* one input: token i is element i */
     if (swa_matrix_allocate(kernels, SWA_BFLOAT16, n, 1, matrix) != SWA_OK)
         return SWA_ERROR_MEMORY;
-    swa_pack_rows(kernels, model.bf16_activations, matrix, 0, n, SWA_SOURCE_BF16, in);
+    swa_pack_rows(kernels, model.bf16_activations, matrix, 0, n, SWA_SOURCE_BF16, in, 1);
     for (int64_t i = 0; i < n; i++) {
         float x;
         swa_embed(&model, (int32_t)i, &x);

@@ -86,7 +86,7 @@ void swa_finish_head(const swa_model_t *model, const swa_vector_t *norm, const f
 
 /* Packs rows [row_start, row_start + n_rows) of a row-major source into a matrix. */
 void swa_pack_rows(const swa_kernels_t *kernels, bool pairs, swa_matrix_t *matrix, int64_t row_start, int64_t n_rows,
-                   swa_source_t source, const void *data);
+                   swa_source_t source, const void *data, int n_threads);
 /* A matrix without memory; false: its size overflows. */
 bool swa_matrix_describe(const swa_kernels_t *kernels, swa_dtype_t dtype, int64_t n, int64_t k, swa_matrix_t *matrix,
                          size_t *bytes);

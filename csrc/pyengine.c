@@ -137,7 +137,7 @@ static swa_status_t compute_load(swa_call_t *base)
         return SWA_ERROR_VALUE;
     }
     return swa_model_load_rows(call->engine->model, call->tensor, call->layer, call->row_start, call->source,
-                               call->data, call->n_bytes, base->message);
+                               call->data, call->n_bytes, base->run.n_threads, base->message);
 }
 
 static PyObject *engine_load_rows(engine_t *self, PyObject *args, PyObject *kwargs)

@@ -61,7 +61,7 @@ swa_status_t swa_model_create(const swa_config_t *config, swa_dtype_t dtype, con
                               swa_model_t **out, char *message);
 void swa_model_free(swa_model_t *model); /* NULL is fine */
 swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t layer, int64_t row_start,
-                                 swa_source_t source, const void *data, size_t n_bytes, char *message);
+                                 swa_source_t source, const void *data, size_t n_bytes, int n_threads, char *message);
 swa_status_t swa_model_finish(swa_model_t *model, char *message); /* names the first incomplete tensor */
 size_t swa_model_bytes(const swa_model_t *model);
 const swa_config_t *swa_model_config(const swa_model_t *model);

@@ -4,22 +4,36 @@
 #include <stdlib.h>
 
 #include "model.h"
+#include "parallel.h"
 
+enum { ALIGNMENT = 64, LARGE = 1 << 20 };
+
+/* Memory of the heap starts at `block`, which is kept before the aligned piece. Large zeros are the system's own:
+ * whoever computes on a page first touches it first, on its own NUMA node, and no thread touches all of them. */
 void *swa_allocate(size_t count, size_t size)
 {
     size_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - 64)
+    if (__builtin_mul_overflow(count, size, &bytes) || bytes > SIZE_MAX - 3 * ALIGNMENT)
         return NULL;
-    bytes = (bytes + 63) / 64 * 64;
-    if (bytes == 0)
-        bytes = 64;
-    void *memory = aligned_alloc(64, bytes);
-    if (memory)
-        memset(memory, 0, bytes);
+    bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ALIGNMENT;
+    unsigned char *block = bytes < LARGE ? aligned_alloc(ALIGNMENT, bytes) : calloc(1, bytes);
+    if (!block)
+        return NULL;
+    if (bytes < LARGE)
+        memset(block, 0, bytes);
+    unsigned char *memory = block + ALIGNMENT - (uintptr_t)block % ALIGNMENT;
+    memcpy(memory - sizeof block, &block, sizeof block);
     return memory;
 }
 
-void swa_release(void *memory) { free(memory); }
+void swa_release(void *memory)
+{
+    if (!memory)
+        return;
+    void *block;
+    memcpy(&block, (unsigned char *)memory - sizeof block, sizeof block);
+    free(block);
+}
 
 /* ---- construction ------------------------------------------------------------------------------------------ */
 
@@ -215,7 +229,7 @@ static inline int64_t packed_index(int64_t panel, bool pairs, int64_t k_padded, 
     return pairs ? base + p / 2 * 2 * panel + lane * 2 + p % 2 : base + p * panel + lane;
 }
 
-enum { PACK_BLOCK = 32 }; /* inputs: 64 bytes of bf16 */
+enum { PACK_BLOCK = 128 }; /* inputs: some cache lines of each row */
 
 /* n inputs of one output; `out` stands at the first. Inlined with a constant source. */
 static inline __attribute__((always_inline)) void pack_line(swa_source_t source, const unsigned char *data,
@@ -225,6 +239,9 @@ static inline __attribute__((always_inline)) void pack_line(swa_source_t source,
     if (element_size == 4)
         for (uint32_t p = 0; p < n; p++)
             ((float *)out)[p * panel] = read_source(source, data, first + p);
+    else if (pairs && source == SWA_SOURCE_BF16 && n % 2 == 0)
+        for (uint32_t p = 0; p < n; p += 2)
+            memcpy(out + (size_t)p * panel * 2, data + (first + p) * 2, 4);
     else if (pairs)
         for (uint32_t p = 0; p < n; p++)
             ((uint16_t *)out)[p / 2 * 2 * panel + p % 2] = read_source_bf16(source, data, first + p);
@@ -233,30 +250,56 @@ static inline __attribute__((always_inline)) void pack_line(swa_source_t source,
             ((uint16_t *)out)[p * panel] = read_source_bf16(source, data, first + p);
 }
 
-void swa_pack_rows(const swa_kernels_t *kernels, bool pairs, swa_matrix_t *matrix, int64_t row_start, int64_t n_rows,
-                   swa_source_t source, const void *data)
+typedef struct {
+    int64_t panel;
+    bool pairs;
+    swa_matrix_t *matrix;
+    int64_t row_start, n_rows;
+    swa_source_t source;
+    const void *data;
+} pack_t;
+
+/* The rows that share a panel, PACK_BLOCK inputs at a time: put together in cache, then copied to where they stay. */
+static void pack_panel(void *context, int64_t task, int thread)
 {
-    const int64_t panel = kernels->panel, k = matrix->k;
-    for (int64_t first = 0; first < n_rows;) { /* the rows that share a panel */
-        int64_t rows = swa_min(n_rows - first, panel - (row_start + first) % panel);
-        /* A line of each row at a time: rows a power of two apart would evict each other's. */
-        for (int64_t p = 0; p < k; p += PACK_BLOCK)
-            for (int64_t r = first; r < first + rows; r++) {
-                int64_t from = r * k + p, to = packed_index(panel, pairs, matrix->k_padded, row_start + r, p);
-                uint32_t n = (uint32_t)swa_min(PACK_BLOCK, k - p);
-                unsigned char *out = matrix->data + (size_t)to * matrix->element_size;
-                switch (source) {
-                case SWA_SOURCE_F32:
-                    pack_line(SWA_SOURCE_F32, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
-                    break;
-                case SWA_SOURCE_F16:
-                    pack_line(SWA_SOURCE_F16, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
-                    break;
-                default: pack_line(SWA_SOURCE_BF16, data, from, n, pairs, (uint32_t)panel, matrix->element_size, out);
-                }
+    (void)thread;
+    const pack_t *pack = context;
+    const swa_matrix_t *matrix = pack->matrix;
+    const int64_t panel = pack->panel, k = matrix->k, start = (pack->row_start / panel + task) * panel;
+    const int64_t first = swa_max(start, pack->row_start);
+    const int64_t end = swa_min(start + panel, pack->row_start + pack->n_rows);
+    unsigned char block[PACK_BLOCK * SWA_MAX_PANEL * sizeof(float)];
+    for (int64_t p = 0; p < k; p += PACK_BLOCK) {
+        const uint32_t n = (uint32_t)swa_min(PACK_BLOCK, k - p);
+        const size_t bytes = (size_t)(swa_min(PACK_BLOCK, matrix->k_padded - p) * panel) * matrix->element_size;
+        unsigned char *target = matrix->data + (size_t)(start * matrix->k_padded + p * panel) * matrix->element_size;
+        if (end - first < panel || n < PACK_BLOCK)
+            memcpy(block, target, bytes);
+        for (int64_t row = first; row < end; row++) {
+            int64_t from = (row - pack->row_start) * k + p, to = packed_index(panel, pack->pairs, 0, row % panel, 0);
+            unsigned char *out = block + (size_t)to * matrix->element_size;
+            switch (pack->source) {
+            case SWA_SOURCE_F32:
+                pack_line(SWA_SOURCE_F32, pack->data, from, n, pack->pairs, (uint32_t)panel, matrix->element_size, out);
+                break;
+            case SWA_SOURCE_F16:
+                pack_line(SWA_SOURCE_F16, pack->data, from, n, pack->pairs, (uint32_t)panel, matrix->element_size, out);
+                break;
+            default:
+                pack_line(SWA_SOURCE_BF16, pack->data, from, n, pack->pairs, (uint32_t)panel, matrix->element_size,
+                          out);
             }
-        first += rows;
+        }
+        memcpy(target, block, bytes);
     }
+}
+
+void swa_pack_rows(const swa_kernels_t *kernels, bool pairs, swa_matrix_t *matrix, int64_t row_start, int64_t n_rows,
+                   swa_source_t source, const void *data, int n_threads)
+{
+    const int64_t panel = kernels->panel;
+    pack_t pack = {panel, pairs, matrix, row_start, n_rows, source, data};
+    swa_parallel_for(n_threads, (row_start + n_rows - 1) / panel - row_start / panel + 1, pack_panel, &pack);
 }
 
 static swa_status_t complain(char *message, const char *tensor, int64_t layer, const char *what)
@@ -269,7 +312,7 @@ static swa_status_t complain(char *message, const char *tensor, int64_t layer, c
 }
 
 swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t layer, int64_t row_start,
-                                 swa_source_t source, const void *data, size_t n_bytes, char *message)
+                                 swa_source_t source, const void *data, size_t n_bytes, int n_threads, char *message)
 {
     slot_t slots[LAYER_SLOTS], *slot = NULL;
     if (model->planned)
@@ -299,7 +342,7 @@ swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t
     int64_t n_rows = (int64_t)(n_bytes / row_bytes);
     if (row_start != matrix->n_loaded || n_rows > matrix->n - row_start)
         return complain(message, tensor, layer, "rows must arrive in order, each once");
-    swa_pack_rows(model->kernels, model->bf16_activations, matrix, row_start, n_rows, source, data);
+    swa_pack_rows(model->kernels, model->bf16_activations, matrix, row_start, n_rows, source, data, n_threads);
     matrix->n_loaded += n_rows;
     return SWA_OK;
 }
