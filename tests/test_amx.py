@@ -69,9 +69,11 @@ def test_panels_on_the_instructions_give_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_the_suites_of_every_tier_on_emulated_tiles(emulated: Path) -> None:
-    suites = [str(TESTS / f"test_{name}.py") for name in ("kernels", "attention", "sweep")]
+    names = ("kernels", "attention", "sweep", "gates")
+    suites = [str(TESTS / f"test_{name}.py") for name in names]
     bitwise = "(TestBitwise and not threads and not windowed and not many and not wide)"
     wanted = f"bfloat16 and (inear or nan_value or {bitwise}) or head_dims or grouped"
+    wanted += " or test_bfloat16"  # of gates
     code = f"""
 import pytest
 pytest.main([*{suites}, "--rootdir={TESTS.parent}", "-q", "-k", "{TIER} and ({wanted})"])

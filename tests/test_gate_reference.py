@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engines import nll, open_engine
-from gate_cases import CASES, MODELS, SIZES, L, taken, weights
+from gate_cases import CASES, MODELS, PEAKED, SIZES, L, taken, weights
 from gate_reference import GatedDecoder
 from oracle import Decoder
 from reference import Choices
@@ -20,7 +20,7 @@ models = pytest.mark.parametrize("name", MODELS)
 @pytest.fixture
 def folder(tiny: Callable[..., Path], name: str) -> Path:
     family, settings = MODELS[name]
-    return tiny(family, **SIZES | settings)
+    return tiny(family, **SIZES | PEAKED | settings)
 
 
 @models
