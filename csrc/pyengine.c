@@ -389,6 +389,31 @@ static PyObject *engine_sweep(engine_t *self, PyObject *args, PyObject *kwargs)
     return result;
 }
 
+static bool check_choices(const swa_gates_t *gates, int64_t layer)
+{
+    const int64_t *window = gates->window + layer * gates->n_choices;
+    const double *weights = gates->weights + layer * gates->n_choices;
+    double sum = 0.0;
+    for (int64_t i = 0; i < gates->n_choices; i++) {
+        if (window[i] < 0) {
+            PyErr_Format(PyExc_ValueError, "window[%lld, %lld] is %lld; it must be at least 0", (long long)layer,
+                         (long long)i, (long long)window[i]);
+            return false;
+        }
+        if (!(weights[i] >= 0.0)) {
+            PyErr_Format(PyExc_ValueError, "weights[%lld, %lld] is %s; it must be at least 0", (long long)layer,
+                         (long long)i, isnan(weights[i]) ? "not a number" : "negative");
+            return false;
+        }
+        sum += weights[i];
+    }
+    if (!(fabs(sum - 1.0) <= 1e-6)) {
+        PyErr_Format(PyExc_ValueError, "weights[%lld] must add up to 1", (long long)layer);
+        return false;
+    }
+    return true;
+}
+
 /* Checks [n_layers][n_choices] windows and weights, and makes the gradient. */
 static bool keep_gates(sequence_call_t *call, PyObject *window, PyObject *sinks, PyObject *full_from, PyObject *weights)
 {
@@ -410,20 +435,9 @@ static bool keep_gates(sequence_call_t *call, PyObject *window, PyObject *sinks,
         !(gates->full_from = keep_layers(call, FULL_FROM, full_from, "full_from", 0)) ||
         !(call->gradient = keep(call, GRADIENT, swa_array_new(NPY_FLOAT64, 3, gradient))))
         return false;
-    for (int64_t l = 0; l < c->n_layers; l++) {
-        double sum = 0.0;
-        for (int64_t i = l * gates->n_choices; i < (l + 1) * gates->n_choices; i++) {
-            if (gates->window[i] < 0 || !(gates->weights[i] >= 0.0)) {
-                PyErr_Format(PyExc_ValueError, "layer %lld: windows and weights must not be negative", (long long)l);
-                return false;
-            }
-            sum += gates->weights[i];
-        }
-        if (!(fabs(sum - 1.0) <= 1e-6)) {
-            PyErr_Format(PyExc_ValueError, "layer %lld: the weights of its choices must add up to 1", (long long)l);
+    for (int64_t l = 0; l < c->n_layers; l++)
+        if (!check_choices(gates, l))
             return false;
-        }
-    }
     return true;
 }
 
