@@ -85,10 +85,29 @@
 
 #define CALL_panel_f32(rows)                                                                                           \
     panel_f32_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
-#define CALL_panel_f32_bf16(rows)                                                                                      \
-    panel_f32_bf16_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
+#define CALL_panel_widening(rows)                                                                                      \
+    panel_widening_tile(rows, k, a + row * a_stride, a_stride, b, c + row * c_stride, c_stride, accumulate)
 DEFINE_FLOAT_PANEL(panel_f32, float, vf_load)
-DEFINE_FLOAT_PANEL(panel_f32_bf16, uint16_t, vf_load_bf16)
+DEFINE_FLOAT_PANEL(panel_widening, uint16_t, vf_load_bf16)
+
+/* Many rows share B widened once; few widen it on the way, and so do narrow vectors, which have ports to spare for it.
+ * The sums are the same. */
+static void panel_f32_bf16(int64_t m, int64_t k, const float *a, int64_t a_stride, const uint16_t *b, float *c,
+                           int64_t c_stride, bool accumulate)
+{
+    enum { DEPTH = 256 };
+    float wide[DEPTH * PANEL];
+    if (VECTOR_LANES < 16 || m < 2 * ROW_TILE) {
+        panel_widening(m, k, a, a_stride, b, c, c_stride, accumulate);
+        return;
+    }
+    for (int64_t p = 0; p < k; p += DEPTH) {
+        int64_t depth = swa_min(DEPTH, k - p);
+        for (int64_t i = 0; i < depth * PANEL; i += VECTOR_LANES)
+            vf_store(wide + i, vf_load_bf16(b + p * PANEL + i));
+        panel_f32(m, depth, a + p, a_stride, wide, c, c_stride, accumulate || p > 0);
+    }
+}
 
 #ifdef TIER_HAS_BF16_DOT
 INLINE void panel_bf16_tile(const int rows, int64_t k, const uint16_t *restrict a, int64_t a_stride,
