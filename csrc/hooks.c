@@ -2,7 +2,7 @@
 #define _POSIX_C_SOURCE 200809L /* clock_gettime */
 #include <time.h>
 
-#include "attention.h"
+#include "forward.h"
 #include "parallel.h"
 
 /* Just enough of a model for the drivers. */
@@ -89,14 +89,13 @@ swa_status_t swa_hook_attention(const swa_kernels_t *kernels, swa_dtype_t dtype,
 
 /* ---- products ------------------------------------------------------------------------------------------------ */
 
-enum { ROW_CHUNK = 192 }; /* rows per task, as in a forward */
-
 typedef struct {
     swa_model_t model;
+    swa_workspace_t ws; /* rows and columns at a time, as in a forward */
     swa_linear_t linear;
-    int64_t m, block; /* output columns at a time */
+    int64_t m;
     unsigned char *x; /* activation rows [m] */
-    float *columns;   /* [n_threads][ROW_CHUNK][block] */
+    float *columns;   /* [n_threads][chunk][column_stride] */
     float *out;
 } linear_t;
 
@@ -104,14 +103,15 @@ static void multiply_rows(void *context, int64_t task, int thread)
 {
     const linear_t *l = context;
     const swa_matrix_t *matrix = &l->linear.matrix;
-    const int64_t row = task * ROW_CHUNK, m = swa_min(ROW_CHUNK, l->m - row), stride = swa_activation_stride(matrix->k);
-    float *own = l->columns + (int64_t)thread * ROW_CHUNK * l->block;
-    for (int64_t column = 0; column < matrix->n; column += l->block) {
-        int64_t columns = swa_min(l->block, matrix->n - column);
-        swa_multiply(&l->model, &l->linear, m, l->x + (size_t)(row * stride) * swa_activation_size(&l->model), stride,
-                     column, columns, own, l->block);
-        for (int64_t r = 0; r < m; r++)
-            memcpy(l->out + (row + r) * matrix->n + column, own + r * l->block, (size_t)columns * sizeof(float));
+    const int64_t stride = swa_activation_stride(matrix->k), block = l->ws.column_stride;
+    const swa_chunk_t chunk = swa_chunk_at(&l->ws, 0, l->m, task);
+    const unsigned char *x = l->x + (size_t)(chunk.row * stride) * swa_activation_size(&l->model);
+    float *own = l->columns + (int64_t)thread * l->ws.chunk * block;
+    for (int64_t column = 0; column < matrix->n; column += block) {
+        int64_t columns = swa_min(block, matrix->n - column);
+        swa_multiply(&l->model, &l->linear, chunk.m, x, stride, column, columns, own, block);
+        for (int64_t r = 0; r < chunk.m; r++)
+            memcpy(l->out + (chunk.row + r) * matrix->n + column, own + r * block, (size_t)columns * sizeof(float));
     }
 }
 
@@ -119,11 +119,12 @@ swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, in
                              const float *w, int64_t m, int64_t n, int64_t k, float *out, double *seconds)
 {
     linear_t l = {.model = bare_model(kernels, dtype), .m = m, .out = out};
-    l.block = swa_column_block(&l.model, 1);
+    l.model.config.head_dim = 1; /* any number of columns at a time */
+    l.ws = swa_workspace_describe(&l.model, m, n_threads);
     const size_t row_bytes = (size_t)swa_activation_stride(k) * swa_activation_size(&l.model);
     swa_status_t status = swa_matrix_allocate(kernels, dtype, n, k, &l.linear.matrix);
     l.x = swa_allocate((size_t)m, row_bytes);
-    l.columns = swa_allocate((size_t)(n_threads * ROW_CHUNK), (size_t)l.block * sizeof(float));
+    l.columns = swa_allocate((size_t)(n_threads * l.ws.chunk), (size_t)l.ws.column_stride * sizeof(float));
     if (!l.x || !l.columns)
         status = SWA_ERROR_MEMORY;
     if (status == SWA_OK) {
@@ -132,7 +133,7 @@ swa_status_t swa_hook_linear(const swa_kernels_t *kernels, swa_dtype_t dtype, in
             swa_store_activation(&l.model, k, x + r * k, l.x + (size_t)r * row_bytes);
         memset(out, 0, (size_t)(m * n) * sizeof *out); /* the product's time is without page faults */
         double start = now();
-        swa_parallel_for(n_threads, (m + ROW_CHUNK - 1) / ROW_CHUNK, multiply_rows, &l);
+        swa_parallel_for(n_threads, swa_chunk_count(&l.ws, 0, m), multiply_rows, &l);
         *seconds = now() - start;
     }
     swa_release(l.linear.matrix.data);
