@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from swa.errors import InputError
+from swa.score import check_policy
 
 if TYPE_CHECKING:
     from swa.examples import Example
@@ -72,7 +73,9 @@ def gate_gradient(
     Raises:
         InputError: an unknown objective, `alpha` not as above or not 0 in a layer that cannot be
             selected; and as `Model.nll_example`.
+        PolicyError: the policy does not fit the model, or has chosen its layers already.
     """
+    check_policy(policy, model.config.num_hidden_layers)
     gates = checked_gates(model, alpha)
     if objective not in OBJECTIVES:
         raise InputError(f"objective must be one of {OBJECTIVES}, not {objective!r}")

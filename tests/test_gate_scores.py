@@ -10,7 +10,7 @@ import pytest
 from builders import tiny_checkpoint
 
 import swa
-from swa.errors import InputError
+from swa.errors import InputError, PolicyError
 from swa.gates import divergence, gate_gradient, reference_logits
 
 POLICY = swa.AttentionPolicy(9, num_sink_tokens=2)
@@ -85,6 +85,8 @@ def test_bad_input(model: swa.Model, examples: list[swa.Example]) -> None:
     for alpha in (np.zeros(n_layers + 1), np.full(n_layers, 1.5), np.full(n_layers, np.nan)):
         with pytest.raises(InputError, match="alpha must be"):
             swa.score_gates(model, examples, POLICY, alpha=alpha)
+    with pytest.raises(PolicyError, match="layer_types is set"):
+        gate_gradient(model, examples[0], POLICY.with_full_layers([1], n_layers), [0.0] * n_layers)
     with pytest.raises(InputError, match="objective must be"):
         gate_gradient(model, examples[0], POLICY, np.zeros(n_layers), objective="mse")  # type: ignore[arg-type]
 
