@@ -29,6 +29,7 @@ from swa.errors import InputError, ScoresError
 from swa.layer_scores import LayerScores
 from swa.noise import measure_noise_floor
 from swa.policy import AttentionPolicy
+from swa.problem import ScoresProblem
 from swa.reporting import render, score_command
 from swa.score import score_layers
 from swa.selection import select
@@ -312,6 +313,15 @@ def test_settled_layers_are_not_run_again() -> None:
     assert counts == [len(flips), len(flips), *(each.n_examples for each in found.settled[:3])]
     assert scores.interval[2] is not None and np.isnan(scores.table).any()
     assert set(scores.ranking[:2]) == {0, 1}
+
+
+def test_strategies_see_the_mean_of_what_was_measured() -> None:
+    class Close(Spread):
+        worth = (0.4, 0.41, 0.0, 0.0, 0.0)
+
+    scores = adaptive(Close(), stop=AdaptiveStop(Budget(full_attention_layers=1), tolerance=0))
+    assert np.isnan(scores.table).any()
+    np.testing.assert_allclose(ScoresProblem(scores).deltas().mean(axis=0), scores.delta)
 
 
 def test_the_ranking_follows_what_was_settled() -> None:
