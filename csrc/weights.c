@@ -268,7 +268,7 @@ static void pack_panel(void *context, int64_t task, int thread)
     const int64_t panel = pack->panel, k = matrix->k, start = (pack->row_start / panel + task) * panel;
     const int64_t first = swa_max(start, pack->row_start);
     const int64_t end = swa_min(start + panel, pack->row_start + pack->n_rows);
-    unsigned char block[PACK_BLOCK * SWA_MAX_PANEL * sizeof(float)];
+    _Alignas(64) unsigned char block[PACK_BLOCK * SWA_MAX_PANEL * sizeof(float)];
     for (int64_t p = 0; p < k; p += PACK_BLOCK) {
         const uint32_t n = (uint32_t)swa_min(PACK_BLOCK, k - p);
         const size_t bytes = (size_t)(swa_min(PACK_BLOCK, matrix->k_padded - p) * panel) * matrix->element_size;
