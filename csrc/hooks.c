@@ -186,6 +186,7 @@ swa_status_t swa_hook_peak(const swa_kernels_t *kernels, swa_peak_t kind, int n_
         float *buffer = swa_allocate((size_t)(READ_TASKS * peak.n), sizeof(float));
         if (!buffer)
             return SWA_ERROR_MEMORY;
+        memset(buffer, 0, (size_t)(READ_TASKS * peak.n) * sizeof(float)); /* untouched pages are all the same one */
         peak.buffer = buffer;
         for (int i = 0; i < 3; i++) {
             double rate = (double)(READ_TASKS * peak.n) * sizeof(float) / time_tasks(&peak, n_threads, READ_TASKS);
