@@ -19,7 +19,9 @@ BFLOAT16 = 0.05
 FLOAT32 = 1e-4
 """Of the logits' spread; rounding makes 5e-6."""
 FLOAT32_NATS = 1e-3
-BFLOAT16_NATS = 0.05
+BFLOAT16_NATS = 0.1
+"""Most that any NLL of a sweep may differ: peers with a residual stream in bfloat16 were
+0.05 off at 6,144 tokens. Here, too, float32 is what finds faults."""
 
 
 def error(of: Any, reference: Any) -> float:
