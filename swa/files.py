@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -31,21 +33,32 @@ def _flush(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Replace `path` by a UTF-8 file holding `text`, atomically; the mode honours the umask.
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new name beside `path`: what is written there takes its place, whole, if all goes well.
 
-    A reader sees the old file or the new one, never a part; an error (a full disk, say) leaves the
-    old one as it was. Raises OSError.
+    A reader sees the old file or the new one, never a part; an error leaves the old one as it was.
+    Raises OSError.
     """
     target = Path(os.path.realpath(path))  # a link keeps pointing where it does
     temporary = temporary_sibling(target)
     try:
-        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        flush_file(temporary)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     flush_directory(target.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Replace `path` by a UTF-8 file holding `text`, atomically; the mode honours the umask.
+
+    As `replacing`. Raises OSError.
+    """
+    with (
+        replacing(path) as temporary,
+        open(temporary, "x", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from swa.errors import InputError
-from swa.files import flush_directory, flush_file, temporary_sibling, write_text
+from swa.files import replacing, write_text
 
 Row = dict[str, Any]
 
@@ -64,16 +64,8 @@ class SweepTable:
             OSError: the file cannot be written.
         """
         write = _parquet_writer()
-        target = Path(os.path.realpath(path))
-        temporary = temporary_sibling(target)
-        try:
+        with replacing(path) as temporary:
             write(list(self.examples if examples else self.rows), temporary)
-            flush_file(temporary)
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        flush_directory(target.parent)
 
     def save(self, path: str | os.PathLike[str], *, examples: bool = False) -> None:
         """Write a .csv or a .parquet, as the name ends.
