@@ -8,14 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from swa.errors import InputError, ScoresError
 from swa.evaluation import Evaluation, gap_closed
-from swa.files import write_text
+from swa.files import read_document, write_text
 from swa.grading import Judge
-from swa.jsonio import dumps_document, loads
+from swa.jsonio import dumps_document
 from swa.layer_scores import mean
 from swa.policy import AttentionPolicy
 from swa.selection import Selection
@@ -296,10 +295,7 @@ class Comparison:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Comparison:
         """Read a comparison file. Raises OSError, or ScoresError naming the file."""
-        try:
-            return cls.from_dict(loads(Path(path).read_bytes()))
-        except ValueError as error:
-            raise ScoresError(f"{os.fspath(path)}: {error}") from error
+        return read_document(path, cls.from_dict)
 
     def report(self, path: str | os.PathLike[str], *, title: str | None = None) -> None:
         """Write the comparison as one self-contained HTML file, atomically. Raises OSError."""

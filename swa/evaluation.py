@@ -6,13 +6,12 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swa import jsonio
 from swa.errors import ExampleError, InputError, PolicyError, ScoresError
 from swa.examples import content_hash
-from swa.files import write_text
+from swa.files import read_document, write_text
 from swa.grading import JUDGED, Grading, Judge, score_reply
 from swa.layer_scores import mean
 from swa.policy import AttentionPolicy
@@ -188,10 +187,7 @@ class Evaluation:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Evaluation:
         """Read an evaluation file. Raises OSError, or ScoresError naming the file."""
-        try:
-            return cls.from_dict(jsonio.loads(Path(path).read_bytes()))
-        except ValueError as error:
-            raise ScoresError(f"{os.fspath(path)}: {error}") from error
+        return read_document(path, cls.from_dict)
 
     def __repr__(self) -> str:
         tasks = ", ".join(f"{task} {nll:.3f}" for task, nll in self.by_task.items())

@@ -1,12 +1,18 @@
-"""Files that are whole or absent: write beside, flush to the disk, rename."""
+"""Files that are whole or absent: write beside, flush to the disk, rename; and read back."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+from swa import jsonio
+from swa.errors import ScoresError
+
+T = TypeVar("T")
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -62,3 +68,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         open(temporary, "x", encoding="utf-8", newline="\n") as file,
     ):
         file.write(text)
+
+
+def read_document(path: str | os.PathLike[str], read: Callable[[Any], T]) -> T:
+    """What `read` makes of the JSON in a file. Raises OSError, or a ScoresError that names it."""
+    try:
+        return read(jsonio.loads(Path(path).read_bytes()))
+    except ValueError as error:
+        raise ScoresError(f"{os.fspath(path)}: {error}") from error

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from swa import jsonio
 from swa.elimination import Adaptive, Settled, Verdict
 from swa.errors import InputError, PolicyError, ScoresError
-from swa.files import write_text
+from swa.files import read_document, write_text
 from swa.policy import AttentionPolicy, format_layers
 from swa.resampling import (
     F64,
@@ -312,10 +311,7 @@ class LayerScores:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LayerScores:
         """Read a scores file. Raises OSError, or a ScoresError that names the file."""
-        try:
-            return cls.from_dict(jsonio.loads(Path(path).read_bytes()))
-        except ValueError as error:
-            raise ScoresError(f"{os.fspath(path)}: {error}") from error
+        return read_document(path, cls.from_dict)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the deltas with their intervals (needs the extra `plot`: matplotlib)."""

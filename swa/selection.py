@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from swa import __version__, jsonio
 from swa.budget import Budget
 from swa.errors import InputError, ScoresError
 from swa.examples import content_hash
-from swa.files import write_text
+from swa.files import read_document, write_text
 from swa.gates import Objective
 from swa.layer_scores import LayerScores, checked_integer
 from swa.policy import AttentionPolicy, format_layers
@@ -142,10 +141,7 @@ class Selection:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
         """Read what `save` wrote. Raises OSError, or a ScoresError that names the file."""
-        try:
-            return cls.from_dict(jsonio.loads(Path(path).read_bytes()))
-        except ValueError as error:
-            raise ScoresError(f"{os.fspath(path)}: {error}") from error
+        return read_document(path, cls.from_dict)
 
     def __repr__(self) -> str:
         line = (
@@ -350,8 +346,11 @@ def load_chosen(path: str | os.PathLike[str]) -> Selection | AttentionPolicy:
     Raises OSError, or a ScoresError or PolicyError that names the file.
     """
     policy = AttentionPolicy.load(path)
-    whole = jsonio.loads(Path(path).read_bytes())
-    return Selection.load(path) if whole.get("selection") is not None else policy
+
+    def chosen(data: Mapping[str, Any]) -> Selection | AttentionPolicy:
+        return policy if data.get("selection") is None else Selection.from_dict(data)
+
+    return read_document(path, chosen)
 
 
 def top_layers(scores: LayerScores, size: int) -> tuple[int, ...]:
