@@ -13,6 +13,7 @@ from swa import cost
 from swa.errors import InputError
 from swa.layer_scores import checked_integer
 from swa.memory import GIB
+from swa.policy import selectable_layers
 
 if TYPE_CHECKING:
     from swa.config import ModelConfig
@@ -102,9 +103,8 @@ class Budget:
             return self.resolve(config.num_hidden_layers)
         price, limit = self.priced(config, policy)
         none = price(policy, ())
-        windows = config.native_sliding_window
-        selectable = [layer for layer, window in enumerate(windows) if window is None]
-        extra = sorted((price(policy, (layer,)) - none for layer in selectable), reverse=True)
+        each = (price(policy, (layer,)) - none for layer in selectable_layers(config))
+        extra = sorted(each, reverse=True)
         size = 0
         while size < len(extra) and none + sum(extra[: size + 1]) <= limit:
             size += 1
@@ -133,8 +133,7 @@ class Budget:
                 return cost.kv_bytes(config, one, full, length)
             return cost.prefill_work(config, one, full, length).flops
 
-        windows = config.native_sliding_window
-        every = tuple(layer for layer, window in enumerate(windows) if window is None)
+        every = selectable_layers(config)
         limit = float(self.kv_bytes or (self.prefill_flops or 0) * price(policy, every))
         limit *= 1 + 1e-12  # so that 1.0 is all of it, whatever the order of the sum
         if (none := price(policy, ())) > limit:

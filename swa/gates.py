@@ -77,8 +77,7 @@ def gate_gradient(
     """
     check_policy(policy, model.config.num_hidden_layers)
     gates = checked_gates(model, alpha)
-    if objective not in OBJECTIVES:
-        raise InputError(f"objective must be one of {OBJECTIVES}, not {objective!r}")
+    check_objective(objective)
     if objective == "nll":
         reference = None
     elif reference is None:
@@ -113,6 +112,12 @@ def divergence(
     ones = np.ones((model.config.num_hidden_layers, 1))
     hybrid = policy.with_full_layers(full_layers, model.config.num_hidden_layers)
     return model.gates_example(example, hybrid, ones, windows=(), reference=reference).loss
+
+
+def check_objective(objective: str) -> None:
+    """Raises InputError: there is no such objective."""
+    if objective not in OBJECTIVES:
+        raise InputError(f"objective must be one of {OBJECTIVES}, not {objective!r}")
 
 
 def checked_gates(model: Model, alpha: npt.ArrayLike) -> F64:

@@ -22,7 +22,7 @@ from swa.examples import Example
 from swa.export import read_export, write_export
 from swa.generation import Generation, Sampler, TextStream, continue_text
 from swa.memory import GIB, available_bytes
-from swa.policy import AttentionPolicy, Rows, format_layers
+from swa.policy import AttentionPolicy, Rows, format_layers, selectable_layers
 from swa.selection import Selection
 from swa.tokenizer import Tokenizer, is_chat
 
@@ -138,8 +138,7 @@ class Model:
     @property
     def selectable_layers(self) -> tuple[int, ...]:
         """Layers that a policy decides about: those the checkpoint did not make sliding."""
-        windows = self.config.native_sliding_window
-        return tuple(i for i, window in enumerate(windows) if window is None)
+        return selectable_layers(self.config)
 
     @property
     def precision_note(self) -> str | None:

@@ -297,6 +297,12 @@ class AttentionPolicy:
         return f"AttentionPolicy({', '.join(parts)})"
 
 
+def selectable_layers(config: ModelConfig) -> tuple[int, ...]:
+    """Layers that a policy decides about: those the checkpoint did not make sliding."""
+    windows = config.native_sliding_window
+    return tuple(layer for layer, window in enumerate(windows) if window is None)
+
+
 def format_layers(layers: Iterable[int]) -> str:
     """Ascending layer indices for people: "1, 3, 9-13"."""
     ordered = sorted(set(layers))

@@ -7,10 +7,9 @@ once they are known, so strategies that ask again pay nothing.
 
 from __future__ import annotations
 
-import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,11 +20,17 @@ import numpy as np
 import numpy.typing as npt
 
 from swa import cost
-from swa.errors import InputError, ScoresError
-from swa.gates import OBJECTIVES, Objective, divergence, gate_gradient, reference_logits
+from swa.errors import InputError
+from swa.gates import (
+    Objective,
+    check_objective,
+    divergence,
+    gate_gradient,
+    reference_logits,
+)
 from swa.layer_scores import LayerScores
 from swa.policy import AttentionPolicy, format_layers
-from swa.score import check_policy, with_signal
+from swa.score import check_policy, finite, with_signal
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -397,8 +402,7 @@ class CalibrationProblem(RecordingProblem):
         scores: LayerScores | None = None,
         progress: Callable[[Cost], None] | None = None,
     ) -> None:
-        if objective not in OBJECTIVES:
-            raise InputError(f"objective must be one of {OBJECTIVES}, not {objective!r}")
+        check_objective(objective)
         check_policy(policy, model.config.num_hidden_layers)
         if scores is not None:
             _check_scores(scores, model, policy, objective)
@@ -417,12 +421,17 @@ class CalibrationProblem(RecordingProblem):
         )
 
     def run_loss(self, full_layers: frozenset[int], index: int) -> float:
+        return self.hybrid_loss(self.policy, full_layers, index)
+
+    def hybrid_loss(
+        self, policy: AttentionPolicy, full_layers: Collection[int], index: int
+    ) -> float:
+        """One example's exact loss under a policy that may have other windows."""
         example = self.examples[index]
         if self.objective == "kl":
-            reference = self._references[index]
-            rows = divergence(self.model, example, self.policy, full_layers, reference)
+            rows = divergence(self.model, example, policy, full_layers, self._references[index])
             return self._finite(float(rows.mean()), full_layers, index)
-        result = self.model.nll_example(example, policy=self.policy, full_layers=full_layers)
+        result = self.model.nll_example(example, policy=policy, full_layers=full_layers)
         return self._finite(result.mean, full_layers, index)
 
     def run_gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
@@ -495,13 +504,7 @@ class CalibrationProblem(RecordingProblem):
         return self.examples[index].prompt_len, self.examples[index].answer_len
 
     def _finite(self, loss: float, layers: Iterable[int], index: int) -> float:
-        if not math.isfinite(loss):
-            raise ScoresError(
-                f"the loss of example {index} is {loss} with full attention in layers"
-                f" [{format_layers(layers)}]: the checkpoint holds values that are not finite, or"
-                ' too large for its dtype (if that is "bfloat16", try "float32")'
-            )
-        return loss
+        return finite(loss, f"the loss of example {index}", layers)
 
 
 class ScoresProblem:

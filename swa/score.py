@@ -250,13 +250,18 @@ class SweepTask:
 
     def _mean(self, per_token: npt.NDArray[np.float64], full_layers: Iterable[int]) -> float:
         nll = float(per_token.mean())
-        if not math.isfinite(nll):
-            raise ScoresError(
-                f"the NLL of example {self.index} is {nll} with full attention in layers"
-                f" [{format_layers(full_layers)}]: the checkpoint holds values that are not finite,"
-                ' or too large for its dtype (if that is "bfloat16", try "float32")'
-            )
-        return nll
+        return finite(nll, f"the NLL of example {self.index}", full_layers)
+
+
+def finite(value: float, what: str, full_layers: Iterable[int]) -> float:
+    """`value`. Raises ScoresError: it is not finite."""
+    if not math.isfinite(value):
+        raise ScoresError(
+            f"{what} is {value} with full attention in layers [{format_layers(full_layers)}]: the"
+            " checkpoint holds values that are not finite, or too large for its dtype (if that is"
+            ' "bfloat16", try "float32")'
+        )
+    return value
 
 
 def sweep_tasks(

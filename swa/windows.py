@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from swa import cost
 from swa.budget import Budget
 from swa.errors import InputError
-from swa.gates import Objective, divergence
+from swa.gates import Objective
 from swa.knapsack import knapsack
 from swa.layer_scores import checked_integer
 from swa.policy import AttentionPolicy, compact
@@ -101,19 +102,11 @@ class MixtureProblem(CalibrationProblem):
         """float64 [N]: the exact loss of an assignment."""
         policy, full = self.split(choice)
         losses = []
-        for index, example in enumerate(self.examples):
+        for index in range(self.n_examples):
             self.prepare(index)
-
-            def run(example: Example = example, index: int = index) -> float:
-                if self.objective == "kl":
-                    reference = self._references[index]
-                    rows = divergence(self.model, example, policy, full, reference)
-                    return float(rows.mean())
-                return self.model.nll_example(example, policy=policy, full_layers=full).mean
-
-            lengths = example.prompt_len, example.answer_len
-            work = cost.nll_work(self.model.config, policy, full, *lengths).flops
-            losses.append(self._finite(self._timed(run, work)[0], full, index))
+            work = cost.nll_work(self.model.config, policy, full, *self._lengths(index)).flops
+            run = partial(self.hybrid_loss, policy, full, index)
+            losses.append(self._timed(run, work)[0])
         return np.array(losses)
 
     def mixed_gradient(self, weights: F64, examples: Sequence[int]) -> F64:
@@ -141,10 +134,8 @@ class MixtureProblem(CalibrationProblem):
         return self._prefills(sum(work))
 
     def _mixed_work(self, weights: F64, index: int) -> float:
-        lengths = self.examples[index].prompt_len, self.examples[index].answer_len
-        return cost.gradient_work(
-            self.model.config, self.policy, weights, *lengths, self.windows[1:]
-        ).flops
+        lengths = self._lengths(index)
+        return cost.gradient_work(*self._shape, weights, *lengths, self.windows[1:]).flops
 
 
 def choose_windows(

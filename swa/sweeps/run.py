@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from swa.errors import InputError, SwaWarning
 from swa.examples import Example
-from swa.gates import OBJECTIVES, Objective
+from swa.gates import Objective, check_objective
 from swa.journal import Journal
 from swa.model import Dtype, Model, plan
 from swa.strategies import Strategy
@@ -158,8 +158,7 @@ def model_sweeps(
     Raises as `sweep`.
     """
     grid = Grid.of(**axes)
-    if objective not in OBJECTIVES:
-        raise InputError(f"objective must be one of {OBJECTIVES}, not {objective!r}")
+    check_objective(objective)
     if threads < 0:
         raise InputError(f"threads must be 0 (all cores) or more, not {threads}")
     options: dict[str, Any] = {
