@@ -8,10 +8,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from swa.errors import InputError, ScoresError
-from swa.evaluation import Evaluation, gap_closed
+from swa.evaluation import Evaluation, Measure, gap_closed
 from swa.files import read_document, write_text
 from swa.grading import Judge
 from swa.jsonio import dumps_document
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 SCHEMA = "swa.comparison/1"
 FULL, SLIDING = "full attention", "all sliding"
 
-Measure: TypeAlias = Literal["nll", "greedy_match", "score"]
 MEASURES: dict[Measure, str] = {
     "nll": "NLL, nats per token",
     "greedy_match": "greedy match",
@@ -116,6 +115,13 @@ class Comparison:
                 confidence=self.confidence,
             )
         return self._differences[key]
+
+    def verdict(self, name: str, measure: Measure = "nll", task: str | None = None) -> str:
+        """ "better" or "worse" than the baseline where the interval tells, else empty."""
+        difference = self.difference(name, measure, task)
+        if name == self.baseline or not difference.excludes_zero:
+            return ""
+        return "better" if (difference.difference > 0) == (measure != "nll") else "worse"
 
     @cached_property
     def _differences(self) -> dict[tuple[str, Measure, str | None], PairedDifference]:
@@ -233,13 +239,9 @@ class Comparison:
         if name == self.baseline:
             return value
         difference = self.difference(name, measure, task)
-        # The interval alone, where there is one: the table is wide enough.
-        text = escape(
-            format_interval(difference, measure) or format_difference(difference, measure)
-        )
-        if difference.excludes_zero:
-            better = (difference.difference > 0) == (measure != "nll")
-            text = f"[bold {'green' if better else 'red'}]{text}[/]"
+        text = escape(format_cell(difference, measure))
+        if verdict := self.verdict(name, measure, task):
+            text = f"[bold {'green' if verdict == 'better' else 'red'}]{text}[/]"
         return f"{value}\n{text}"
 
     def to_dict(self) -> dict[str, Any]:

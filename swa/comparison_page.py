@@ -7,12 +7,12 @@ from typing import Any
 from swa.comparison import (
     MEASURES,
     Comparison,
-    Measure,
     format_cell,
     format_difference,
     format_value,
 )
-from swa.pages import nice_ticks, render_page
+from swa.evaluation import Measure
+from swa.pages import nice_ticks, render_page, shorten
 from swa.policy import format_layers
 
 WIDTH, LABELS = 1000, 190  # of the chart, in SVG units; LABELS holds the names
@@ -90,12 +90,12 @@ def _chart(comparison: Comparison, measure: Measure) -> dict[str, Any]:
         low, high = difference.interval or (difference.difference, difference.difference)
         rows.append(
             {
-                "label": _shorten(name),
+                "label": shorten(name, _LONGEST_LABEL),
                 "y": ROW * (i + 0.5) + 4,
                 "x": x(scale * difference.difference),
                 "low": x(scale * low),
                 "high": x(scale * high),
-                "verdict": _verdict(comparison, name, measure, None),
+                "verdict": comparison.verdict(name, measure),
                 "tip": f"{name}: {format_difference(difference, measure)}",
             }
         )
@@ -127,7 +127,7 @@ def _table(comparison: Comparison, measure: Measure) -> dict[str, Any]:
                     "value": format_value(comparison.value(name, measure, task), measure),
                     "below": "" if is_baseline else format_cell(found, measure),
                     "tip": "" if is_baseline else format_difference(found, measure),
-                    "verdict": _verdict(comparison, name, measure, task),
+                    "verdict": comparison.verdict(name, measure, task),
                 }
             )
         rows.append(
@@ -139,14 +139,6 @@ def _table(comparison: Comparison, measure: Measure) -> dict[str, Any]:
             }
         )
     return {"names": list(comparison.evaluations), "rows": rows}
-
-
-def _verdict(comparison: Comparison, name: str, measure: Measure, task: str | None) -> str:
-    """ "better" or "worse" than the baseline where the interval tells, else empty."""
-    difference = comparison.difference(name, measure, task)
-    if name == comparison.baseline or not difference.excludes_zero:
-        return ""
-    return "better" if (difference.difference > 0) == (measure != "nll") else "worse"
 
 
 def _details(comparison: Comparison) -> list[tuple[str, str]]:
@@ -172,7 +164,3 @@ def _details(comparison: Comparison) -> list[tuple[str, str]]:
     if base.judge is not None:
         details.append(("Judge", base.judge))
     return details
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "…"

@@ -28,6 +28,10 @@ class Work(NamedTuple):
     def flops(self) -> float:
         return self.products + self.attention
 
+    def seconds(self, speed: Work) -> float:
+        """At so many FLOP/s of each kind."""
+        return self.products / speed.products + self.attention / speed.attention
+
 
 def nll_work(
     config: ModelConfig,

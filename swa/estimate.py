@@ -42,7 +42,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """All examples one after the other, without loading."""
-        return sum(work / speed for work, speed in zip(self.work, self.speed, strict=True))
+        return self.work.seconds(self.speed)
 
     def to_dict(self) -> dict[str, Any]:
         """What `swa estimate --json` prints."""

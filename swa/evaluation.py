@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from swa import jsonio
 from swa.errors import ExampleError, InputError, PolicyError, ScoresError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "swa.evaluation/2"
 _READABLE = ("swa.evaluation/1", SCHEMA)  # the first had no replies
+Measure: TypeAlias = Literal["nll", "greedy_match", "score"]
 _MORE_TOKENS = 16  # that a reply may have beyond the answer, where no grading says
 
 

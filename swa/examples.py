@@ -77,8 +77,8 @@ class Prompt:
     task: str = "default"
 
     def __post_init__(self) -> None:
-        Example(self.prompt_ids, (0,), self.task)  # the same rules hold
-        object.__setattr__(self, "prompt_ids", _token_ids(self.prompt_ids, "prompt_ids"))
+        same = Example(self.prompt_ids, (0,), self.task)  # the same rules hold
+        object.__setattr__(self, "prompt_ids", same.prompt_ids)
 
     def __repr__(self) -> str:
         return f"Prompt({self.task}: {len(self.prompt_ids)} tokens)"

@@ -73,7 +73,6 @@ class Pareto:
     strategy: str
     objective: Objective
     model_name: str
-    num_hidden_layers: int
     examples_hash: str
     cost: Cost
     """Of all of it."""
@@ -231,7 +230,6 @@ def pareto(
         strategy=describe(strategy),
         objective=objective,
         model_name=model.name,
-        num_hidden_layers=model.config.num_hidden_layers,
         examples_hash=content_hash(used),
         cost=spent,
     )

@@ -1,4 +1,4 @@
-"""HTML pages: templates filled in, and round numbers for their axes."""
+"""HTML pages: templates filled in, round numbers for their axes, and labels."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> tuple[list[float], i
     first, last = math.floor(low / step), math.ceil(high / step)
     ticks = [index * step for index in range(first, last + 1)]
     return ticks, max(0, -power - (factor == 10))
+
+
+def shorten(text: str, limit: int) -> str:
+    """A label of at most so many characters."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _short_number(value: object) -> object:

@@ -13,7 +13,7 @@ from swa.budget import Budget
 from swa.evaluation import Evaluation, gap_closed
 from swa.files import write_text
 from swa.layer_scores import LayerScores, mean
-from swa.pages import nice_ticks, render_page
+from swa.pages import nice_ticks, render_page, shorten
 from swa.policy import AttentionPolicy, format_layers
 from swa.stability import selection_stability
 from swa.strategies import STRATEGIES, Move
@@ -33,6 +33,7 @@ BUDGET_OPTIONS = {
     "nll_increase": "--nll-increase",
     "prompt_tokens": "--at-tokens",
 }
+LONGEST_TASK = 12  # characters of a row's label
 COLUMN_LABEL = 22  # SVG units that a column's number needs
 
 
@@ -470,7 +471,7 @@ def _heat(scores: LayerScores, chosen: Collection[int]) -> dict[str, Any]:
         rows.append(
             {
                 "y": row * height,
-                "label": _shorten(task) if starts else "",
+                "label": shorten(task, LONGEST_TASK) if starts else "",
                 "label_y": row * height + min(height, 16) / 2 + 4,
                 "cells": cells,
             }
@@ -516,10 +517,6 @@ def _details(scores: LayerScores) -> list[tuple[str, str]]:
         ("Compute", f"{scores.dtype}, kernels for {scores.tier}"),
         ("Version", f"swa {scores.version}"),
     ]
-
-
-def _shorten(text: str, limit: int = 12) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _count(number: int, noun: str) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from swa.errors import InputError
-from swa.evaluation import Evaluation
+from swa.evaluation import Evaluation, Measure
 from swa.examples import Example
 from swa.grading import Grading
 from swa.haystack import read_haystack
@@ -23,8 +22,6 @@ DEFAULT_LENGTHS = (1024, 2048, 4096)
 DEFAULT_DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 NEW_TOKENS = 24
 TASKS = ("needle",)
-
-Measure: TypeAlias = Literal["nll", "greedy_match", "score"]
 
 _CELL = re.compile(r"needle (?P<length>\d+) at (?P<depth>[0-9.e-]+)")
 

@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from swa.evaluation import Evaluation
-    from swa.suites.needle import Measure
+    from swa.evaluation import Evaluation, Measure
 
 
 def needle_grid(

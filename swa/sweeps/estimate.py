@@ -146,9 +146,7 @@ def stage_seconds(graph: Graph, speed: Work) -> StageSeconds:
     n_layers = len(model.selectable_layers)
 
     def seconds(works: Iterable[Work]) -> float:
-        return sum(
-            work.products / speed.products + work.attention / speed.attention for work in works
-        )
+        return sum(work.seconds(speed) for work in works)
 
     def passes(policy: AttentionPolicy, examples: Iterable[Example], n_full: int) -> float:
         layers = model.selectable_layers[:n_full]  # which ones makes no difference
