@@ -11,9 +11,10 @@ from swa.cli.helpers import (
     budget_of,
     floats,
     load_model,
-    note,
-    policy_fields,
+    policy_of,
     print_json,
+    show,
+    tokenizer_of,
 )
 from swa.cli.options import (
     PROMPT_TOKENS,
@@ -64,7 +65,7 @@ def stability(
     found = selection_stability(
         LayerScores.load(scores), budget_of(layers, fraction), n_bootstrap=resamples, seed=seed
     )
-    _show(found, found.plot, plot, as_json)
+    show(found, as_json, plot)
 
 
 def agree(
@@ -123,11 +124,8 @@ def control(
     and with the window kept; a kept window that hides nothing gives zeros by construction.
     """
     from swa.controls import length_controls
-    from swa.policy import AttentionPolicy
 
-    policy = AttentionPolicy(
-        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
-    )
+    policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     budget = budget_of(layers, fraction)
     shares = floats(scales, "--scales")
     loaded = load_model(
@@ -143,7 +141,7 @@ def control(
         seed=seed,
         progress=True,
     )
-    _show(found, lambda: found.plot()[0], plot, as_json)
+    show(found, as_json, plot, lambda: found.plot()[0])
 
 
 def transfer(
@@ -179,12 +177,9 @@ def transfer(
     Layers are chosen by the exact sweep on each domain, and on all together, and evaluated on the
     held-out examples of each.
     """
-    from swa.policy import AttentionPolicy
     from swa.transfer import transfer_matrix
 
-    policy = AttentionPolicy(
-        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
-    )
+    policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     budget = budget_of(layers, fraction)
     if domain and (examples_per_task is not None or prompt_tokens is not None):
         raise InputError(
@@ -198,7 +193,7 @@ def transfer(
     else:
         domains = _built_in(loaded, examples_per_task or 1, prompt_tokens or PROMPT_TOKENS, seed)
     found = transfer_matrix(loaded, domains, policy, budget, seed=seed, progress=True)
-    _show(found, found.plot, plot, as_json)
+    show(found, as_json, plot)
 
 
 def _domain(item: str, model: Model) -> tuple[str, Domain]:
@@ -209,7 +204,7 @@ def _domain(item: str, model: Model) -> tuple[str, Domain]:
     calibration, comma, heldout = files.partition(",")
     if not (name and calibration and comma and heldout):
         raise InputError(f"--domain takes NAME=CALIBRATION,HELDOUT, not {item!r}")
-    tokenizer = model.tokenizer if model.has_tokenizer else None
+    tokenizer = tokenizer_of(model)
     return name, Domain(from_jsonl(calibration, tokenizer), from_jsonl(heldout, tokenizer))
 
 
@@ -229,14 +224,3 @@ def _built_in(model: Model, per_task: int, prompt_tokens: int, seed: int) -> dic
         )
 
     return {task: Domain(make(task, "calibration"), make(task, "heldout")) for task in TASKS}
-
-
-def _show(found: Any, draw: Any, plot: Path | None, as_json: bool) -> None:
-    """Print a result that has `to_dict` and a repr, and draw it if asked to."""
-    if plot is not None:
-        draw().figure.savefig(plot)
-        note(f"wrote {plot}")
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print(found)

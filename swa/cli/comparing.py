@@ -18,6 +18,7 @@ from swa.cli.helpers import (
     policy_fields,
     print_json,
     print_table,
+    require_directories,
 )
 from swa.cli.options import (
     Consumer,
@@ -138,9 +139,7 @@ def compare(
     from swa import comparison
     from swa.policy import AttentionPolicy
 
-    for path in (report, plot):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: its directory does not exist")
+    require_directories(report, plot)
     check_plot(suite, plot)
     if evaluation:
         if model is not None or policy or strategy:

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from swa.cli.helpers import load_model, note, policy_fields, print_json, print_table
+from swa.cli.helpers import (
+    load_model,
+    note,
+    policy_fields,
+    print_json,
+    print_table,
+    refuse_existing,
+    require_directories,
+    tokenizer_of,
+)
 from swa.cli.options import (
     Consumer,
     Decode,
@@ -157,14 +166,13 @@ def answer(
     """
     from swa.examples import prompts_from_jsonl, self_answered, write_jsonl
 
-    if out.exists() and not force:
-        raise InputError(f"{out} exists: --force replaces it, --out names another file")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out}: its directory does not exist")
+    if not force:
+        refuse_existing(out)
+    require_directories(out)
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
-    asked = prompts_from_jsonl(prompts, loaded.tokenizer if loaded.has_tokenizer else None)
+    asked = prompts_from_jsonl(prompts, tokenizer_of(loaded))
     examples = self_answered(loaded, asked, max_new_tokens=max_new_tokens, progress=True)
     write_jsonl(out, examples)
     n_tokens = sum(example.answer_len for example in examples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from swa.budget import Budget
     from swa.examples import Example
     from swa.model import Model
+    from swa.policy import AttentionPolicy
+    from swa.tokenizer import Tokenizer
 
 
 class Interrupted(Exception):
@@ -69,6 +71,35 @@ def policy_fields(
     return changes
 
 
+def policy_of(
+    window: str | None,
+    sinks: int | None,
+    tail: int | None,
+    decode: str | None,
+    consumer: str | None,
+) -> AttentionPolicy:
+    """The policy that the options describe, whose layers are not chosen yet."""
+    from swa.policy import AttentionPolicy
+
+    return AttentionPolicy(**policy_fields(window, sinks, tail, decode, consumer))
+
+
+def require_directories(*paths: Path | None) -> None:
+    """Refuse files that cannot be written, before anything runs."""
+    for path in paths:
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"{path}: its directory does not exist")
+
+
+def refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise InputError(f"{out} exists: --force replaces it, --out names another file")
+
+
+def tokenizer_of(model: Model) -> Tokenizer | None:
+    return model.tokenizer if model.has_tokenizer else None
+
+
 def words(options: Mapping[str, object]) -> list[str]:
     """The options that were given, as the words of a command line."""
     given = {name: value for name, value in options.items() if value is not None}
@@ -117,7 +148,7 @@ def load_examples(
             raise InputError(
                 "--examples-per-task and --prompt-tokens shape the built-in mix: leave them out"
             )
-        return examples.from_jsonl(path, model.tokenizer if model.has_tokenizer else None)
+        return examples.from_jsonl(path, tokenizer_of(model))
     mix = examples.synthetic(
         model.tokenizer,
         tasks=tasks or tuple(TASKS),
@@ -162,6 +193,19 @@ def named_files(items: Sequence[str], option: str) -> dict[str, Path]:
             raise InputError(f"{option}: the name {name!r} is given twice")
         files[name] = Path(path)
     return files
+
+
+def show(
+    found: Any, as_json: bool, plot: Path | None = None, draw: Callable[[], Any] | None = None
+) -> None:
+    """Draw a result that has `plot`, `to_dict` and a repr, if asked to, and print it."""
+    if plot is not None:
+        (draw or found.plot)().figure.savefig(plot)
+        note(f"wrote {plot}")
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(found)
 
 
 def print_table(table: Table) -> None:

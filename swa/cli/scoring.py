@@ -17,8 +17,10 @@ from swa.cli.helpers import (
     load_examples,
     load_model,
     note,
-    policy_fields,
-    print_json,
+    policy_of,
+    refuse_existing,
+    require_directories,
+    show,
     words,
 )
 from swa.cli.options import (
@@ -34,7 +36,9 @@ from swa.cli.options import (
     LocalOnly,
     MaxPositions,
     ModelArgument,
+    ObjectiveOption,
     PerTask,
+    PlotFile,
     PromptTokens,
     Revision,
     Seed,
@@ -78,11 +82,8 @@ def estimate(
     """
     from swa.estimate import estimate as measure
     from swa.model import plan
-    from swa.policy import AttentionPolicy
 
-    policy = AttentionPolicy(
-        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
-    )
+    policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     planned = plan(
         model,
         revision=revision,
@@ -100,10 +101,7 @@ def estimate(
         direction=direction,
         base=None if base is None else integers(base, "--base"),
     )
-    if as_json:
-        print_json(found.to_dict())
-    else:
-        print(found)
+    show(found, as_json)
 
 
 def score(
@@ -136,7 +134,10 @@ def score(
     fraction: FractionOfLayers = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(metavar="NATS", help="How much better a layer left out may be.  [default: 0]"),
+        typer.Option(
+            metavar="SHARE",
+            help="How much more the best layers may be worth than those found.  [default: 0.05]",
+        ),
     ] = None,
     noise_floor: Annotated[
         int | None,
@@ -157,16 +158,13 @@ def score(
 ) -> None:
     """Measure what full attention is worth in each layer."""
     from swa.noise import measure_noise_floor
-    from swa.policy import AttentionPolicy
     from swa.reporting import score_command
     from swa.score import score_layers
 
-    policy = AttentionPolicy(
-        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
-    )
+    policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     base_layers = None if base is None else integers(base, "--base")
-    if out.exists() and not force:
-        raise InputError(f"{out} exists: --force replaces it, --out names another file")
+    if not force:
+        refuse_existing(out)
     stop = _stop(stop_at_confidence, layers, fraction, tolerance)
     if noise_floor is not None and dtype == "float32":
         raise InputError("--noise-floor is what bfloat16 does: leave out --dtype float32")
@@ -175,9 +173,7 @@ def score(
         raise InputError(
             f"{kept} is there from another run: --resume goes on; delete it to start anew"
         )
-    for path in (out, kept):
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: its directory does not exist")
+    require_directories(out, kept)
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
@@ -226,10 +222,7 @@ def score(
     scores.save(out)
     if journal is None:
         kept.unlink()
-    if as_json:
-        print_json(scores.to_dict())
-    else:
-        print(scores)
+    show(scores, as_json)
     note(f"wrote {out}; next: swa select {shlex.quote(str(out))} --fraction 0.25")
 
 
@@ -283,11 +276,9 @@ def gates(
     at: Annotated[
         float, typer.Option(min=0, max=1, help="Where: 0 all layers slide, 1 all are full.")
     ] = 0.0,
-    objective: Annotated[
-        Literal["nll", "kl"], typer.Option(help="Of the answers, or from the full model's.")
-    ] = "nll",
+    objective: ObjectiveOption = "nll",
     out: Annotated[Path | None, typer.Option(help="JSON file; an older one is replaced.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture of layers by KV heads.")] = None,
+    plot: PlotFile = None,
     examples_per_task: PerTask = None,
     prompt_tokens: PromptTokens = None,
     seed: Seed = 0,
@@ -303,11 +294,8 @@ def gates(
     import numpy as np
 
     from swa.gate_scores import score_gates
-    from swa.policy import AttentionPolicy
 
-    policy = AttentionPolicy(
-        **policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
-    )
+    policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
@@ -318,10 +306,4 @@ def gates(
     if out is not None:
         scores.save(out)
         note(f"wrote {out}")
-    if plot is not None:
-        scores.plot().figure.savefig(plot)  # type: ignore[union-attr]
-        note(f"wrote {plot}")
-    if as_json:
-        print_json(scores.to_dict())
-    else:
-        print(scores)
+    show(scores, as_json, plot)

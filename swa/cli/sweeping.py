@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from swa.cli.helpers import Interrupted, integers, load_examples, note, print_json
+from swa.cli.helpers import (
+    Interrupted,
+    integers,
+    load_examples,
+    note,
+    print_json,
+    refuse_existing,
+    require_directories,
+    show,
+)
 from swa.cli.options import (
     Json,
     LocalOnly,
@@ -139,10 +148,7 @@ def sweep(
     }
     if estimate:
         found = estimate_sweep(**arguments)
-        if as_json:
-            print_json(found.to_dict())
-        else:
-            print(found)
+        show(found, as_json)
         return
     if scheduler is not None and threads is None:
         raise InputError("--scheduler needs --threads: how many a task may use of its worker")
@@ -150,11 +156,9 @@ def sweep(
     for path in (out, per_example):
         if path is not None:
             writer_of(path)  # a wrong name is found now
-    for path in filter(None, (out, per_example, kept)):
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"{path}: its directory does not exist")
-    if out.exists() and not kept.exists() and not force:
-        raise InputError(f"{out} exists: --force replaces it, --out names another file")
+    require_directories(out, per_example, kept)
+    if not (kept.exists() or force):
+        refuse_existing(out)
     try:
         with _executor(scheduler) as executor:
             table = run(
