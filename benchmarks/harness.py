@@ -179,6 +179,11 @@ class Workers:
         """After a failure: the next call starts anew."""
         self._running.pop(side).kill()
 
+    def kill(self) -> None:
+        """End all: the next calls start anew."""
+        for side in tuple(self._running):
+            self.drop(side)
+
     def __enter__(self) -> Workers:
         return self
 
@@ -188,11 +193,10 @@ class Workers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if kind is not None:  # they may be in the middle of something long
+            self.kill()
         for worker in self._running.values():
-            if kind is None:
-                worker.close()
-            else:  # it may be in the middle of something long
-                worker.kill()
+            worker.close()
 
 
 def measure(case: Case, workers: Workers, repeats: int, seconds: float) -> Measured:

@@ -13,9 +13,10 @@ from benchmarks.results import Results
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 HEADINGS = (
     *("case", "ours", "peer", "peer's", "ratio", "to reach"),
-    *("of peak", "to reach", "rounds"),
+    *("at peak", "of peak", "to reach", "rounds"),
 )
 LEFT = (0, 2)  # the columns of words
+RATIO, SHARE = 4, 7  # the columns that may have something to reach
 SCALES = {
     "FLOP/s": (1e9, "GFLOP/s"),
     "B/s": (1e9, "GB/s"),
@@ -28,8 +29,8 @@ def terminal(subset: str, rows: Sequence[Row]) -> Table:
     table = Table(title=subset)
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if i in LEFT else "right")
-    for row in in_order(rows):
-        table.add_row(*cells(row), style="red" if missed(row) else None)
+    for row, texts in lines(rows):
+        table.add_row(*texts, style="red" if missed(row) else None)
     return table
 
 
@@ -47,8 +48,19 @@ def missed(row: Row) -> bool:
     )
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """In the order of HEADINGS."""
+def lines(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
+    """The rows in their order, each with its cells."""
+    # One row of each title has the share of the peak.
+    shares = {row.title: row.share for row in rows if row.share is not None}
+    return [(row, cells(row, shares.get(row.title))) for row in in_order(rows)]
+
+
+def cells(row: Row, share: float | None) -> tuple[str, ...]:
+    """In the order of HEADINGS; `share` is the case's of the peak.
+
+    "At peak" is the most that the ratio can be on this machine: if we ran at the peak itself.
+    """
+    at_peak = row.ratio / share if row.ratio is not None and share and share < 1 else None
     return (
         row.title,
         quantity(row.ours, row.unit),
@@ -56,6 +68,7 @@ def cells(row: Row) -> tuple[str, ...]:
         "" if row.theirs is None else quantity(row.theirs, row.unit),
         "" if row.ratio is None else f"{row.ratio:,.2f}x",
         "" if row.target is None else f"{row.target:g}x",
+        "" if at_peak is None else f"{at_peak:,.2f}x",
         "" if row.share is None else f"{row.share:.0%}",
         "" if row.share_target is None else f"{row.share_target:.0%}",
         str(row.rounds),
@@ -110,20 +123,23 @@ def markdown(results: Results, order: Sequence[str], pictures: Sequence[str]) ->
         *(f"![{Path(path).stem}]({path})" for path in pictures),
     ]
     for subset in results.subsets(order):
-        lines = [list(HEADINGS), ["---" if i in LEFT else "--:" for i in range(len(HEADINGS))]]
-        lines += [_marked(row) for row in in_order(results.rows(subset))]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rule = ["---" if i in LEFT else "--:" for i in range(len(HEADINGS))]
+        marked = [_marked(*line) for line in lines(results.rows(subset))]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in (HEADINGS, rule, *marked))
         parts.append(f"### {subset}\n\n{table}")
     return "\n\n".join(parts)
 
 
-def _marked(row: Row) -> list[str]:
+def _marked(row: Row, texts: Sequence[str]) -> list[str]:
     """The cells, with a mark at each value that had something to reach."""
-    texts = list(cells(row))
-    for value, target, i in ((row.ratio, row.target, 4), (row.share, row.share_target, 6)):
+    marked = list(texts)
+    for value, target, i in (
+        (row.ratio, row.target, RATIO),
+        (row.share, row.share_target, SHARE),
+    ):
         if value is not None and target is not None:
-            texts[i] += " ✓" if value >= target else " ✗"
-    return texts
+            marked[i] += " ✓" if value >= target else " ✗"
+    return marked
 
 
 def insert(path: Path, text: str) -> None:

@@ -64,15 +64,16 @@ def run(
 
     A subset gets its share of the time that is left, and each of its cases its share of that, but
     at least one round; what they leave goes to those after them. Cases that would begin after
-    their subset's time are noted as cut.
+    their subset's time are noted as cut. One that fails has no rows, and ends nothing.
 
     Args:
         keep: told the results after each case.
         say: told which case is begun.
 
     Raises:
-        Failed: sides disagree, or a process failed.
+        Failed: at the end, of all cases in which sides disagreed or a process failed.
     """
+    failures: list[str] = []
     end = time.monotonic() + limits.seconds
     for i, name in enumerate(subsets):
         shares = [SUBSETS[later].share for later in subsets[i:]]
@@ -95,6 +96,10 @@ def run(
                     allowed = left * case.share / sum(later.share for later in cases[j:])
                     done = measure(case, workers, limits.repeats, allowed)
                 except (Disagreement, SideError) as error:
-                    raise Failed(f"{name}, {case.name}: {error}") from error
+                    failures.append(f"{name}, {case.name}: {error}")
+                    workers.kill()
+                    continue
                 results.add(CaseResult(name, case.name, done.rows, done.absent))
                 keep(results)
+    if failures:
+        raise Failed("\n".join(failures))
