@@ -14,8 +14,8 @@ SINGLE_KERNEL = 0.01
 """Of the numbers' size. bfloat16 operands differ from float32 ones by 0.3%, in a window of 1,024
 keys a key too many makes 3%."""
 BFLOAT16 = 0.05
-"""Of the logits' spread, over some rows: rounding makes 1 to 3%, missing sinks 60%; a window one key
-off, 0.3%, is found in float32 alone."""
+"""Of the logits' spread, over some rows: rounding makes 1 to 3%, missing sinks 60%; a window one
+key off, 0.3%, is found in float32 alone."""
 BFLOAT16_ROW = 0.15
 """The same over a single row, of which rounding made up to 7%: a sanity check of what is timed."""
 FLOAT32 = 1e-4

@@ -14,7 +14,7 @@ from benchmarks.agreement import error, require
 from benchmarks.harness import Call, Case, Row, Side
 from benchmarks.kernel_cases import READ_BYTES
 from benchmarks.rows import Medians, Results, Title, by_rate, by_seconds, share_of
-from benchmarks.setting import DECODER, LLAMA_CPP, OURS, TRANSFORMERS, Setting
+from benchmarks.setting import DECODER, LLAMA_CPP, OURS, TRANSFORMERS, Setting, wakeful
 from benchmarks.shapes import QWEN25_05B, SMOLLM2_135M
 from swa import cost
 
@@ -284,7 +284,7 @@ def gradient(setting: Setting) -> Iterator[Case]:
 
 
 def _gradient(setting: Setting, n_tokens: int) -> Case:
-    window = min(WINDOW, n_tokens // 3)
+    window = n_tokens // 12
     work = _example(setting, n_tokens) | {"window": window}
     full = {"path": work["path"], "ids": [*work["prompt"], *work["answer"]]}
     prefill, exact = "ours, full prefill", "ours, exact sweep"
@@ -314,7 +314,7 @@ def _gradient(setting: Setting, n_tokens: int) -> Case:
 def decode(setting: Setting) -> Iterator[Case]:
     """Greedy decoding of one sequence after 16 tokens: the speed of reading the weights."""
     work = {"path": setting.model_path, "ids": list(range(16))}
-    llama_cpp = Call(LLAMA_CPP, "generate", {**work, "flash_attention": False})
+    llama_cpp = Call(wakeful(LLAMA_CPP), "generate", {**work, "flash_attention": False})
     yield _decode(setting, "SmolLM2", work, {"llama.cpp bf16": llama_cpp}, READ_BYTES // 4)
     if not setting.quick:
         random = {**work, "path": setting.checkpoint(QWEN25_05B)}
@@ -325,10 +325,11 @@ def _decode(
     setting: Setting, name: str, work: dict[str, Any], others: dict[str, Call], n_bytes: int
 ) -> Case:
     calls = {
-        "ours": Call(OURS, "decode", work),
-        "transformers bf16": Call(TRANSFORMERS, "generate", work),
+        "ours": Call(wakeful(OURS), "decode", work),
+        "transformers bf16": Call(wakeful(TRANSFORMERS), "generate", work),
         **others,
-        "read": setting.peak("read", n_bytes=n_bytes),  # a buffer as large as the weights
+        # A buffer as large as the weights.
+        "read": setting.peak("read", n_bytes=n_bytes, side=wakeful(OURS)),
     }
 
     def rows(median: Medians, result: Results) -> list[Row]:
