@@ -75,17 +75,24 @@ void swa_kv_store_value(swa_kv_t *kv, int64_t position, int64_t kv_head, const f
         memset(tile, 0, kv->value_tile_bytes);
         kv->not_finite[index] = 0;
     }
-    for (int64_t i = 0; i < kv->head_dim; i++) {
-        int64_t base = i / panel * panel * SWA_TILE;
+    bool is_finite = true;
+    for (int64_t first = 0; first < kv->head_dim; first += panel) {
+        const int64_t n = swa_min(panel, kv->head_dim - first), base = first * SWA_TILE;
         if (kv->bf16) { /* [value panel][key / 2][value][2] */
-            uint16_t rounded = swa_bf16_from_float(value[i]);
-            ((uint16_t *)tile)[base + at / 2 * 2 * panel + i % panel * 2 + at % 2] = rounded;
-            kv->not_finite[index] |= (rounded & 0x7f80u) == 0x7f80u;
+            uint16_t *out = (uint16_t *)tile + base + at / 2 * 2 * panel + at % 2;
+            for (int64_t i = 0; i < n; i++) {
+                out[2 * i] = swa_bf16_from_float(value[first + i]);
+                is_finite &= (out[2 * i] & 0x7f80u) != 0x7f80u;
+            }
         } else { /* [value panel][key][value] */
-            ((float *)tile)[base + at * panel + i % panel] = value[i];
-            kv->not_finite[index] |= !isfinite(value[i]);
+            float *out = (float *)tile + base + at * panel;
+            for (int64_t i = 0; i < n; i++) {
+                out[i] = value[first + i];
+                is_finite &= isfinite(out[i]) != 0;
+            }
         }
     }
+    kv->not_finite[index] |= !is_finite;
 }
 
 void swa_kv_read(const swa_kv_t *kv, int64_t position, int64_t kv_head, float *key, float *value)
