@@ -210,15 +210,14 @@ def _all(scale: Scale) -> Iterator[Cell]:
     for window in scale.consumer_windows:
         setting = replace(headline, window=window, consumer=scale.consumer)
         yield cell("consumer", setting, *chosen(FEW, setting), *carried)
-    n_examples = scale.per_task * len(scale.tasks)
     domain = cell(
         "domain",
         headline,
-        *carried,
+        *chosen((TOPK, DEFAULT), per_task=1),
         *(
             choice
             for task in scale.tasks
-            for choice in chosen((TOPK, DEFAULT), per_task=n_examples, tasks=(task,))
+            for choice in chosen((TOPK, DEFAULT), per_task=len(scale.tasks), tasks=(task,))
         ),
     )
     yield replace(domain, heldout_per_task=scale.others_per_task)
