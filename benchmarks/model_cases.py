@@ -155,7 +155,7 @@ def _example(setting: Setting, n_tokens: int) -> dict[str, Any]:
 
 
 def prefill(setting: Setting) -> Iterator[Case]:
-    """SmolLM2 to the logits of the last row, with full attention and all layers sliding."""
+    """SmolLM2 to the logits of the last rows, with full attention and all layers sliding."""
     for n_tokens in (768,) if setting.quick else (6144, 3072, 1536):
         yield _prefill_full(setting, n_tokens)
         yield _prefill_sliding(setting, n_tokens)
@@ -163,7 +163,7 @@ def prefill(setting: Setting) -> Iterator[Case]:
 
 
 def _prefill_full(setting: Setting, n_tokens: int) -> Case:
-    work = {"path": setting.model_path, "ids": _ids(setting, n_tokens)}
+    work = {"path": setting.model_path, "ids": _ids(setting, n_tokens), **ROWS_TOLD}
     calls = {
         "ours": Call(OURS, "prefill", {**work, "window": 0, "sinks": 0}),
         "transformers bf16": Call(TRANSFORMERS, "prefill", work),
@@ -187,7 +187,7 @@ def _prefill_full(setting: Setting, n_tokens: int) -> Case:
 
 def _prefill_llama_cpp(setting: Setting, n_tokens: int) -> Case:
     """Apart from transformers, which need not wait for it."""
-    work = {"path": setting.model_path, "ids": _ids(setting, n_tokens)}
+    work = {"path": setting.model_path, "ids": _ids(setting, n_tokens), **ROWS_TOLD}
     peers = _llama_cpp(work)
     calls = {"ours": Call(OURS, "prefill", {**work, "window": 0, "sinks": 0}), **peers}
 
@@ -213,6 +213,7 @@ def _prefill_sliding(setting: Setting, n_tokens: int) -> Case:
         "ids": _ids(setting, n_tokens),
         "window": window,
         "sinks": SINKS,
+        **ROWS_TOLD,
     }
     calls = {
         "ours": Call(OURS, "prefill", work),

@@ -11,7 +11,7 @@ import numpy as np
 import swa
 from benchmarks import agreement
 from benchmarks.harness import Call, Case, Row, Side
-from benchmarks.model_cases import SINKS, WINDOW
+from benchmarks.model_cases import ROWS_TOLD, SINKS, WINDOW
 from benchmarks.rows import Medians, Results, Title, by_rate, by_seconds
 from benchmarks.setting import DECODER, OURS, TRANSFORMERS, Setting
 from benchmarks.shapes import LLAMA31_8B, QWEN3_4B, QWEN25_05B, SMOLLM2_135M, Shape
@@ -120,7 +120,7 @@ def shapes(setting: Setting) -> Iterator[Case]:
 
 def _shape_prefill(setting: Setting, shape: Shape, n_layers: int, n_tokens: int) -> Case:
     small = shape.cut_to(n_layers, FEW_WORDS)
-    work = {"path": setting.checkpoint(small), "ids": _random_ids(n_tokens)}
+    work = {"path": setting.checkpoint(small), "ids": _random_ids(n_tokens), **ROWS_TOLD}
     peer = "transformers bf16"
     calls = {
         "ours": Call(OURS, "prefill", {**work, "window": 0, "sinks": 0}),
