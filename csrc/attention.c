@@ -56,9 +56,10 @@ void swa_kv_store_key(swa_kv_t *kv, int64_t position, int64_t kv_head, const flo
     const int64_t base = at / panel * panel * d, lane = at % panel;
     unsigned char *tile = kv->keys + (size_t)tile_index(kv, kv_head, position / SWA_TILE) * kv->key_tile_bytes;
     if (kv->bf16) { /* [key panel][d / 2][key][2] */
-        uint16_t *out = (uint16_t *)tile + base + lane * 2;
-        for (int64_t i = 0; i < d; i++)
-            out[i / 2 * 2 * panel + i % 2] = swa_bf16_from_float(key[i]);
+        uint16_t *out = (uint16_t *)tile + base + lane * 2, rounded[SWA_MAX_HEAD_DIM];
+        kv->kernels->to_bf16(d, key, rounded);
+        for (int64_t i = 0; i < d; i += 2)
+            memcpy(out + i * panel, rounded + i, 2 * sizeof *out);
     } else { /* [key panel][d][key] */
         float *out = (float *)tile + base + lane;
         for (int64_t i = 0; i < d; i++)
@@ -79,10 +80,11 @@ void swa_kv_store_value(swa_kv_t *kv, int64_t position, int64_t kv_head, const f
     for (int64_t first = 0; first < kv->head_dim; first += panel) {
         const int64_t n = swa_min(panel, kv->head_dim - first), base = first * SWA_TILE;
         if (kv->bf16) { /* [value panel][key / 2][value][2] */
-            uint16_t *out = (uint16_t *)tile + base + at / 2 * 2 * panel + at % 2;
+            uint16_t *out = (uint16_t *)tile + base + at / 2 * 2 * panel + at % 2, rounded[SWA_MAX_PANEL];
+            kv->kernels->to_bf16(n, value + first, rounded);
             for (int64_t i = 0; i < n; i++) {
-                out[2 * i] = swa_bf16_from_float(value[first + i]);
-                is_finite &= (out[2 * i] & 0x7f80u) != 0x7f80u;
+                out[2 * i] = rounded[i];
+                is_finite &= (rounded[i] & 0x7f80u) != 0x7f80u;
             }
         } else { /* [value panel][key][value] */
             float *out = (float *)tile + base + at * panel;
@@ -221,15 +223,30 @@ void swa_hide_keys(swa_mask_t mask, int64_t row, int64_t m, int64_t tile, float 
 
 /* ---- one block of query rows -------------------------------------------------------------------------------- */
 
+enum {
+    EDGE_ROWS = 24, /* rows of a block that share the visible part of an edge tile */
+    KEY_STEP = 32   /* AMX multiplies so many at a time, and by other instructions what is left */
+};
+
+typedef struct {
+    int64_t first, end;
+} keys_t;
+
+/* What rows of a block have summed so far. */
+typedef struct {
+    float *shifts, *sums, *output;
+} sums_t;
+
 void swa_tile_product(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
-                      int64_t panels, float *c, int64_t c_stride, bool accumulate)
+                      int64_t depth, int64_t panels, float *c, int64_t c_stride, bool accumulate)
 {
     const int64_t panel = kv->kernels->panel;
     for (int64_t p = 0; p < panels; p++, c += panel)
         if (kv->bf16)
-            kv->kernels->panel_bf16(m, k, a, a_stride, (const uint16_t *)b + p * k * panel, c, c_stride, accumulate);
+            kv->kernels->panel_bf16(m, k, a, a_stride, (const uint16_t *)b + p * depth * panel, c, c_stride,
+                                    accumulate);
         else
-            kv->kernels->panel_f32(m, k, a, a_stride, (const float *)b + p * k * panel, c, c_stride, accumulate);
+            kv->kernels->panel_f32(m, k, a, a_stride, (const float *)b + p * depth * panel, c, c_stride, accumulate);
 }
 
 /* Sets the values of hidden keys to zero, so that NaN * 0 cannot reach a row that does not see them. */
@@ -254,18 +271,65 @@ float swa_score_scale(int64_t head_dim) { return SWA_LOG2_E / sqrtf((float)head_
 
 static float row_sum(const float *lanes)
 {
-    float sum = 0.0f;
+    float sums[4] = {0.0f}; /* four chains instead of one */
     for (int i = 0; i < SWA_MAX_LANES; i++)
-        sum += lanes[i];
-    return sum;
+        sums[i % 4] += lanes[i];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+/* Outside of them these rows see no key of the tile. Whole panels, and whole steps of every tier's products. */
+static keys_t visible_keys(const swa_kv_t *kv, swa_mask_t mask, int64_t row, int64_t m, int64_t tile)
+{
+    const int64_t step = swa_max(KEY_STEP, kv->kernels->panel);
+    hidden_t upper = hidden_keys(mask, row, tile * SWA_TILE), lower = hidden_keys(mask, row + m - 1, tile * SWA_TILE);
+    bool in_window = upper.window_first < lower.causal_end;
+    int64_t first = lower.sinks_end > 0 ? 0 : upper.window_first;
+    int64_t end = in_window ? lower.causal_end : lower.sinks_end;
+    return (keys_t){.first = first / step * step, .end = swa_round_up(end, step)};
+}
+
+/* Adds a tile, of which some key is visible, to what rows of a block, at most SWA_QUERY_BLOCK, have summed. */
+static void attend_tile(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int64_t tile, int64_t row, int64_t m,
+                        const void *queries, int64_t stride, const sums_t *sums, swa_attention_scratch_t *s)
+{
+    const swa_kernels_t *kernels = kv->kernels;
+    const int64_t d = kv->head_dim, columns = kv->value_columns, panel = kernels->panel;
+    const int64_t index = tile_index(kv, kv_head, tile);
+    const size_t element = kv->bf16 ? sizeof(uint16_t) : sizeof(float);
+    const float scale = swa_score_scale(d);
+    const unsigned char *values = kv->values + (size_t)index * kv->value_tile_bytes;
+    const bool edge = swa_tile_visibility(mask, row, m, tile) == SWA_EDGE;
+    const keys_t keys = edge ? visible_keys(kv, mask, row, m, tile) : (keys_t){.first = 0, .end = SWA_TILE};
+    const int64_t n = keys.end - keys.first;
+    swa_tile_product(kv, m, d, queries, stride,
+                     kv->keys + (size_t)index * kv->key_tile_bytes + (size_t)(keys.first * d) * element, d, n / panel,
+                     s->scores + keys.first, SWA_TILE, false);
+    if (edge)
+        swa_hide_keys(mask, row, m, tile, s->scores);
+    const unsigned char *p = kv->bf16 ? (unsigned char *)s->probabilities : (unsigned char *)s->scores;
+    if (kv->bf16)
+        kernels->softmax_tile_bf16(m, s->scores, s->probabilities, scale, sums->shifts, sums->sums, sums->output,
+                                   columns, d);
+    else
+        kernels->softmax_tile(m, s->scores, s->scores, scale, sums->shifts, sums->sums, sums->output, columns, d);
+    if (!edge || !kv->not_finite[index]) {
+        swa_tile_product(kv, m, n, p + (size_t)keys.first * element, SWA_TILE,
+                         values + (size_t)(keys.first * panel) * element, SWA_TILE, columns / panel, sums->output,
+                         columns, true);
+        return;
+    }
+    for (int64_t r = 0; r < m; r++) {
+        const void *seen = visible_values(kv, values, hidden_keys(mask, row + r, tile * SWA_TILE), s->value_tile);
+        swa_tile_product(kv, 1, SWA_TILE, p + (size_t)(r * SWA_TILE) * element, SWA_TILE, seen, SWA_TILE,
+                         columns / panel, sums->output + r * columns, columns, true);
+    }
 }
 
 void swa_attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int64_t row, int64_t m, const void *queries,
                       int64_t stride, swa_attention_scratch_t *s, float *log_sum)
 {
-    const swa_kernels_t *kernels = kv->kernels;
-    const int64_t d = kv->head_dim, columns = kv->value_columns, panel = kernels->panel;
-    const float scale = swa_score_scale(d);
+    const int64_t d = kv->head_dim, columns = kv->value_columns;
+    const size_t query_bytes = (size_t)stride * (kv->bf16 ? sizeof(uint16_t) : sizeof(float));
     for (int64_t r = 0; r < m; r++)
         s->shifts[r] = -INFINITY;
     memset(s->sums, 0, (size_t)(m * SWA_MAX_LANES) * sizeof(float));
@@ -278,32 +342,18 @@ void swa_attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int6
             tile = swa_window_start(mask, row) / SWA_TILE - 1;
             continue;
         }
-        int64_t index = tile_index(kv, kv_head, tile);
-        const unsigned char *values = kv->values + (size_t)index * kv->value_tile_bytes;
-        swa_tile_product(kv, m, d, queries, stride, kv->keys + (size_t)index * kv->key_tile_bytes, SWA_TILE / panel,
-                         s->scores, SWA_TILE, false);
-        if (visible == SWA_EDGE)
-            swa_hide_keys(mask, row, m, tile, s->scores);
-        const void *p = kv->bf16 ? (const void *)s->probabilities : s->scores;
-        if (kv->bf16)
-            kernels->softmax_tile_bf16(m, s->scores, s->probabilities, scale, s->shifts, s->sums, s->output, columns,
-                                       d);
-        else
-            kernels->softmax_tile(m, s->scores, s->scores, scale, s->shifts, s->sums, s->output, columns, d);
-        if (visible == SWA_INTERIOR || !kv->not_finite[index]) {
-            swa_tile_product(kv, m, SWA_TILE, p, SWA_TILE, values, columns / panel, s->output, columns, true);
-            continue;
-        }
-        size_t element = kv->bf16 ? sizeof(uint16_t) : sizeof(float);
-        for (int64_t r = 0; r < m; r++) {
-            const void *seen = visible_values(kv, values, hidden_keys(mask, row + r, tile * SWA_TILE), s->value_tile);
-            swa_tile_product(kv, 1, SWA_TILE, (const unsigned char *)p + (size_t)(r * SWA_TILE) * element, SWA_TILE,
-                             seen, columns / panel, s->output + r * columns, columns, true);
+        const int64_t step = visible == SWA_EDGE ? EDGE_ROWS : m; /* fewer rows see fewer keys in common */
+        for (int64_t r = 0; r < m; r += step) {
+            const int64_t n = swa_min(step, m - r);
+            const sums_t sums = {s->shifts + r, s->sums + r * SWA_MAX_LANES, s->output + r * columns};
+            if (swa_tile_visibility(mask, row + r, n, tile) != SWA_HIDDEN)
+                attend_tile(kv, mask, kv_head, tile, row + r, n,
+                            (const unsigned char *)queries + (size_t)r * query_bytes, stride, &sums, s);
         }
     }
     for (int64_t r = 0; r < m; r++) {
         float sum = row_sum(s->sums + r * SWA_MAX_LANES);
-        kernels->scale(d, s->output + r * columns, 1.0f / sum);
+        kv->kernels->scale(d, s->output + r * columns, 1.0f / sum);
         if (log_sum)
             log_sum[r] = s->shifts[r] + log2f(sum);
     }

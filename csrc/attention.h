@@ -79,9 +79,9 @@ typedef enum { SWA_HIDDEN, SWA_EDGE, SWA_INTERIOR } swa_visibility_t;
 swa_visibility_t swa_tile_visibility(swa_mask_t mask, int64_t row, int64_t m, int64_t tile);
 /* Sets the scores [m][SWA_TILE] of hidden keys to -inf. */
 void swa_hide_keys(swa_mask_t mask, int64_t row, int64_t m, int64_t tile, float *scores);
-/* c[m][panels * panel] (+)= a[m][k] b for a tile of packed panels. */
+/* c[m][panels * panel] (+)= a[m][k] b[k] for packed panels, of `depth` rows each. */
 void swa_tile_product(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
-                      int64_t panels, float *c, int64_t c_stride, bool accumulate);
+                      int64_t depth, int64_t panels, float *c, int64_t c_stride, bool accumulate);
 const unsigned char *swa_key_tile(const swa_kv_t *kv, int64_t kv_head, int64_t tile);
 const unsigned char *swa_value_tile(const swa_kv_t *kv, int64_t kv_head, int64_t tile);
 /* One head's key and value [head_dim] of a position, as they were rounded. */

@@ -58,7 +58,7 @@ static void add_values(const swa_attention_back_t *back, int64_t m, const float 
         back->model->kernels->to_bf16(m * SWA_TILE, tile, s->rounded);
         factors = s->rounded;
     }
-    swa_tile_product(kv, m, SWA_TILE, factors, SWA_TILE, swa_value_tile(kv, head, tile_index),
+    swa_tile_product(kv, m, SWA_TILE, factors, SWA_TILE, swa_value_tile(kv, head, tile_index), SWA_TILE,
                      kv->value_columns / kv->kernels->panel, out, kv->value_columns, true);
 }
 
@@ -82,9 +82,9 @@ void swa_attention_back_queries(const swa_attention_back_t *back, int64_t head, 
         if (swa_tile_visibility(mix->masks[order[0]], row, m, tile) == SWA_HIDDEN)
             continue;
         swa_tile_product(kv, m, d, at_row(back, back->queries, back->query_stride, row, head), back->query_stride,
-                         swa_key_tile(kv, kv_head, tile), panels, s->scores, SWA_TILE, false);
+                         swa_key_tile(kv, kv_head, tile), d, panels, s->scores, SWA_TILE, false);
         swa_tile_product(kv, m, d, at_row(back, back->d_outputs, back->query_stride, row, head), back->query_stride,
-                         swa_key_tile(back->v_k, kv_head, tile), panels, s->d_probabilities, SWA_TILE, false);
+                         swa_key_tile(back->v_k, kv_head, tile), d, panels, s->d_probabilities, SWA_TILE, false);
         for (int i = 0; i < n; i++) {
             const swa_mask_t mask = mix->masks[order[i]];
             swa_visibility_t visible = swa_tile_visibility(mask, row, m, tile);
@@ -146,9 +146,9 @@ void swa_attention_back_keys(const swa_attention_back_t *back, int64_t kv_head, 
             if (query_visibility(back, mix->masks[order[0]], row, m, tile) == SWA_HIDDEN)
                 continue;
             swa_tile_product(q_do, m, d, at_row(back, back->keys, back->kv_stride, row, kv_head), back->kv_stride,
-                             swa_key_tile(q_do, head, tile), panels, s->scores, SWA_TILE, false);
+                             swa_key_tile(q_do, head, tile), d, panels, s->scores, SWA_TILE, false);
             swa_tile_product(do_q, m, d, at_row(back, back->values, back->kv_stride, row, kv_head), back->kv_stride,
-                             swa_key_tile(do_q, head, tile), panels, s->d_probabilities, SWA_TILE, false);
+                             swa_key_tile(do_q, head, tile), d, panels, s->d_probabilities, SWA_TILE, false);
             for (int i = 0; i < n; i++) {
                 const swa_mask_t mask = mix->masks[order[i]];
                 swa_visibility_t visible = query_visibility(back, mask, row, m, tile);

@@ -188,37 +188,38 @@ INLINE float lanes_max(vf value)
 {
     float lanes[VECTOR_LANES];
     vf_store(lanes, value);
-    float best = lanes[0];
-    for (int i = 1; i < VECTOR_LANES; i++)
-        best = best > lanes[i] ? best : lanes[i];
-    return best;
+    for (int width = VECTOR_LANES / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++)
+            lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    return lanes[0];
 }
 
-/* 2^x for x <= 127, and zero where that is below 2^-125, which no sum of probabilities can notice; NaN stays NaN. The
- * polynomial (Chebyshev fit on [-1/2, 1/2]) has a relative error below 2e-7, or, where bf16 will hold the result, 3e-6.
- */
-INLINE vf exp2_bounded(const bool for_bf16, vf x)
+INLINE vf polynomial(const int degree, const float *coefficients, vf x)
 {
-    static const float exact[] = {1.5461444855e-4f,
-                                  1.3400427997e-3f,
-                                  9.6180569381e-3f,
-                                  5.5503271520e-2f,
-                                  2.4022650719e-1f,
-                                  6.9314718246e-1f,
-                                  1.0f};
-    static const float coarse[] = {9.5828529447e-3f, 5.5906426162e-2f, 2.4024099112e-1f, 6.9312417507e-1f, 1.0f};
-    const float *coefficients = for_bf16 ? coarse : exact;
-    const int degree = for_bf16 ? 4 : 6;
-    x = vf_max(vf_set1(-200.0f), x); /* -inf - -inf would be NaN */
-    vf whole = vf_round(x), fraction = vf_sub(x, whole);
     vf p = vf_set1(coefficients[0]);
     UNROLL
     for (int i = 1; i <= degree; i++)
-        p = vf_fma(p, fraction, vf_set1(coefficients[i]));
-    return vf_times_power_of_2(p, whole);
+        p = vf_fma(p, x, vf_set1(coefficients[i]));
+    return p;
 }
 
-INLINE vf exp2_vector(vf x) { return exp2_bounded(false, vf_min(vf_set1(127.4f), x)); }
+/* 2^x for x <= 127, and zero where that is below 2^-125, which no sum of probabilities can notice; NaN stays NaN. The
+ * polynomial (Chebyshev fit on [-1/2, 1/2]) has a relative error below 2e-7. */
+INLINE vf exp2_bounded(vf x)
+{
+    static const float coefficients[] = {1.5461444855e-4f,
+                                         1.3400427997e-3f,
+                                         9.6180569381e-3f,
+                                         5.5503271520e-2f,
+                                         2.4022650719e-1f,
+                                         6.9314718246e-1f,
+                                         1.0f};
+    x = vf_max(vf_set1(-200.0f), x); /* -inf - -inf would be NaN */
+    vf whole = vf_round(x);
+    return vf_times_power_of_2(polynomial(6, coefficients, vf_sub(x, whole)), whole);
+}
+
+INLINE vf exp2_vector(vf x) { return exp2_bounded(vf_min(vf_set1(127.4f), x)); }
 
 static void rms_norm(int64_t n, const float *x, const float *weight, float eps, float *out)
 {
@@ -285,55 +286,72 @@ static void to_bf16(int64_t n, const float *x, uint16_t *out)
 /* The shift of a row's exponents lags behind its maximum by up to 2^LAG, so that rescaling is rare. */
 #define LAG 8.0f
 
-INLINE void softmax_rows(const bool for_bf16, int64_t m, const float *scores, void *probabilities, float scale_factor,
-                         float *shifts, float *sums, float *output, int64_t output_stride, int64_t n_out)
+/* Moves a row's shift where scores of a tile exceed it by far, and what was summed under the old one with it. Returns
+ * what to add to scaled scores. */
+INLINE vf follow_scores(const float *scores, float scale_factor, float *shift, float *sums, float *output,
+                        int64_t n_out)
 {
-    enum { VECTORS = SWA_TILE / VECTOR_LANES };
-    for (int64_t r = 0; r < m; r++, scores += SWA_TILE, sums += SWA_MAX_LANES, output += output_stride) {
-        vf s[VECTORS];
-        UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            s[v] = vf_mul(vf_load(scores + v * VECTOR_LANES), vf_set1(scale_factor));
-        vf top = s[0], sum = vf_load(sums);
-        UNROLL
-        for (int v = 1; v < VECTORS; v++)
-            top = vf_max(top, s[v]);
-        if (vf_any_greater(top, vf_set1(shifts[r] + LAG))) { /* from -inf, too; the first tile rescales zeros */
-            float shift = lanes_max(top), lanes[VECTOR_LANES];
-            vf_store(lanes, exp2_vector(vf_set1(shifts[r] - shift)));
-            sum = vf_mul(sum, vf_set1(lanes[0]));
+    vf top = vf_load(scores);
+    UNROLL
+    for (int v = VECTOR_LANES; v < SWA_TILE; v += VECTOR_LANES)
+        top = vf_max(top, vf_load(scores + v));
+    if (vf_any_greater(vf_mul(top, vf_set1(scale_factor)), vf_set1(*shift + LAG))) {
+        float moved = lanes_max(top) * scale_factor, lanes[VECTOR_LANES];
+        if (*shift != -INFINITY) { /* else there are zeros */
+            vf_store(lanes, exp2_vector(vf_set1(*shift - moved)));
+            scale(SWA_MAX_LANES, sums, lanes[0]);
             scale(n_out, output, lanes[0]);
-            shifts[r] = shift;
         }
-        /* Nothing visible yet: any finite shift gives exp2(-inf) = 0. */
-        vf shift = vf_set1(shifts[r] == -INFINITY ? 0.0f : shifts[r]);
+        *shift = moved;
+    }
+    return vf_set1(*shift == -INFINITY ? 0.0f : -*shift); /* nothing visible: any finite shift gives exp2(-inf) = 0 */
+}
+
+static void softmax_tile(int64_t m, const float *scores, float *probabilities, float scale_factor, float *shifts,
+                         float *sums, float *output, int64_t output_stride, int64_t n_out)
+{
+    const vf factor = vf_set1(scale_factor);
+    for (int64_t r = 0; r < m; r++, scores += SWA_TILE, probabilities += SWA_TILE, sums += SWA_MAX_LANES) {
+        vf shift = follow_scores(scores, scale_factor, shifts + r, sums, output + r * output_stride, n_out);
+        vf sum = vf_load(sums);
         UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            int64_t at = r * SWA_TILE + v * VECTOR_LANES;
-            vf p = exp2_bounded(for_bf16, vf_sub(s[v], shift));
-            if (for_bf16) { /* the sum is of what will be multiplied: a row that sees one key gets its value */
-                vf_store_bf16((uint16_t *)probabilities + at, p);
-                p = vf_load_bf16((uint16_t *)probabilities + at);
-            } else {
-                vf_store((float *)probabilities + at, p);
-            }
+        for (int v = 0; v < SWA_TILE; v += VECTOR_LANES) {
+            vf p = exp2_bounded(vf_fma(vf_load(scores + v), factor, shift));
+            vf_store(probabilities + v, p);
             sum = vf_add(sum, p);
         }
         vf_store(sums, sum);
     }
 }
 
-static void softmax_tile(int64_t m, const float *scores, float *probabilities, float scale_factor, float *shifts,
-                         float *sums, float *output, int64_t output_stride, int64_t n_out)
+#ifdef TIER_HAS_BF16_DOT
+/* 2^x for x <= 127, to be rounded to bf16: the polynomial (minimax on [0, 1]) has a relative error below 8e-5. */
+INLINE vf exp2_coarse(vf x)
 {
-    softmax_rows(false, m, scores, probabilities, scale_factor, shifts, sums, output, output_stride, n_out);
+    static const float coefficients[] = {7.8024522615e-2f, 2.2606715546e-1f, 6.9583354048e-1f, 9.9992521856e-1f};
+    return vf_times_power_of_2(polynomial(3, coefficients, vf_fraction(x)), x);
 }
 
-#ifdef TIER_HAS_BF16_DOT
+/* What is summed is what will be multiplied: a row that sees one key gets its value. */
 static void softmax_tile_bf16(int64_t m, const float *scores, uint16_t *probabilities, float scale_factor,
                               float *shifts, float *sums, float *output, int64_t output_stride, int64_t n_out)
 {
-    softmax_rows(true, m, scores, probabilities, scale_factor, shifts, sums, output, output_stride, n_out);
+    static const uint16_t one_one[] = {0x3f80, 0x3f80};
+    const vf factor = vf_set1(scale_factor);
+    const vb ones = vb_set1_pair(one_one);
+    for (int64_t r = 0; r < m; r++, scores += SWA_TILE, probabilities += SWA_TILE, sums += SWA_MAX_LANES) {
+        vf shift = follow_scores(scores, scale_factor, shifts + r, sums, output + r * output_stride, n_out);
+        vf sum = vf_load(sums);
+        UNROLL
+        for (int v = 0; v < SWA_TILE; v += 2 * VECTOR_LANES) {
+            vf first = exp2_coarse(vf_fma(vf_load(scores + v), factor, shift));
+            vf second = exp2_coarse(vf_fma(vf_load(scores + v + VECTOR_LANES), factor, shift));
+            vb rounded = vb_round(first, second);
+            vb_store(probabilities + v, rounded);
+            sum = vb_dot(sum, rounded, ones);
+        }
+        vf_store(sums, sum);
+    }
 }
 #endif
 

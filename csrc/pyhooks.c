@@ -85,8 +85,8 @@ static bool prepare_attention(hook_call_t *call, PyObject *q, PyObject *k, PyObj
     if (!hook_input(call, 1, k, "k", NPY_FLOAT32, 3, keys))
         return false;
     keys[1] = PyArray_DIM(call->in[1], 1);
-    if (shape[1] % keys[1] || shape[2] % 2) {
-        PyErr_SetString(PyExc_ValueError, "q needs a multiple of the heads of k, and an even head_dim");
+    if (shape[1] % keys[1] || shape[2] % 2 || shape[2] > SWA_MAX_HEAD_DIM) {
+        PyErr_SetString(PyExc_ValueError, "q needs a multiple of the heads of k, and an even head_dim of at most 1024");
         return false;
     }
     if (call->window < 0 || call->sinks < 0 || call->full_from < 0) {

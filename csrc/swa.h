@@ -17,7 +17,7 @@ typedef enum {
 typedef enum { SWA_FLOAT32, SWA_BFLOAT16 } swa_dtype_t;                        /* compute type of a model */
 typedef enum { SWA_SOURCE_F32, SWA_SOURCE_F16, SWA_SOURCE_BF16 } swa_source_t; /* type of loaded bytes */
 
-enum { SWA_MESSAGE_BYTES = 256, SWA_NO_FLIP = -1, SWA_MAX_CHOICES = 8 };
+enum { SWA_MESSAGE_BYTES = 256, SWA_NO_FLIP = -1, SWA_MAX_CHOICES = 8, SWA_MAX_HEAD_DIM = 1024 };
 
 typedef struct swa_kernels swa_kernels_t; /* one ISA tier's kernel table, kernels.h */
 typedef struct swa_model swa_model_t;     /* packed weights, weights.c */

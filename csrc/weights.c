@@ -101,7 +101,7 @@ static const char *config_problem(const swa_config_t *c)
         return "n_heads * head_dim must be below 2^31 and n_layers at most 65536";
     if (c->n_heads % c->n_kv_heads)
         return "n_heads must be a multiple of n_kv_heads";
-    if (c->head_dim % 2 || c->head_dim > 1024)
+    if (c->head_dim % 2 || c->head_dim > SWA_MAX_HEAD_DIM)
         return "head_dim must be even and at most 1024";
     return NULL;
 }
