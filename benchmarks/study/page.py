@@ -63,7 +63,9 @@ def _introduction(study: Study) -> str:
         " text nor needles with them. NLL is in nats per answer token, the mean over an example's"
         " answer and then over examples; *gap closed* is the share of the way from all layers"
         " sliding to all layers full, in the same cell. Differences are paired, with 95% bootstrap"
-        " intervals; **bold** where the interval excludes zero."
+        " intervals; **bold** where the interval excludes zero. Costs are in *prefills*, FLOPs over"
+        " those of a pass with full attention, which any machine has in common; the headline's"
+        " times are of one machine."
     )
 
 
@@ -92,14 +94,15 @@ def _section(study: Study, group: str, done: list[CellResults]) -> Iterator[str]
                 yield f"### {_share(of.cell.choices[0].share)} of the layers"
             elif group != "headline":
                 yield f"### {of.cell.setting}"
-            yield _choices(of)
+            yield _choices(of, with_times=group == "headline")
 
 
-def _choices(of: CellResults) -> str:
+def _choices(of: CellResults, *, with_times: bool) -> str:
     """A cell's choices, each against the paper's top-k made there within the same share."""
     full, sliding = of.of(FULL), of.of(SLIDING)
+    costs = ("prefills an example", *(["time to choose"] if with_times else []))
     lines = [
-        [end, *_values(of, measured), "", "", "", ""]
+        [end, *_values(of, measured), "", "", *[""] * len(costs)]
         for end, measured in ((FULL, full), (SLIDING, sliding))
         if measured is not None
     ]
@@ -114,11 +117,10 @@ def _choices(of: CellResults) -> str:
                 _difference(measured.against(reference)) if compared and reference else "",
                 "" if full is None else _difference(measured.against(full)),
                 f"{measured.prefills:.1f}" if is_new else "",
-                f"{measured.select_seconds:,.0f} s" if is_new else "",
+                *([f"{measured.select_seconds:,.0f} s"] if with_times else []),
             ]
         )
     headings = ("choice", "full layers", "NLL", "gap closed", "exact", "NLL less top-k's")
-    costs = ("prefills an example", "time to choose")
     table = _table((*headings, "less full attention's", *costs), lines)
     note = f"{of.n_heldout} held-out examples."
     if of.has_gap() is False:
@@ -141,11 +143,11 @@ def _examples(of: CellResults) -> str:
                     _percent(of.gap(measured)),
                     _difference(measured.against(best)) if choice != most else "",
                     f"{same} of {len(best.layers)}",
-                    f"{measured.select_seconds:,.0f} s",
+                    f"{measured.passes:.0f}",
                 ]
             )
     headings = ("strategy", "examples", "NLL", "gap closed", "NLL less that with the most")
-    return _table((*headings, "layers shared with it", "time to choose"), rows)
+    return _table((*headings, "layers shared with it", "prefills, all examples"), rows)
 
 
 def _domain(study: Study, of: CellResults) -> Iterator[str]:
@@ -181,9 +183,9 @@ def _short(study: Study, of: CellResults) -> Iterator[str]:
                 row[2] = _agreement(study, of, choice) if strategy == TOPK else ""
                 row[3] = f"{same} of {len(long.layers)}"
                 row[5] = _difference(measured.against(long))
-            rows.append([*row, f"{measured.select_seconds:,.0f} s"])
+            rows.append([*row, f"{measured.passes:.0f}"])
     headings = ("strategy", "chosen at", "rank correlation of deltas", "layers shared")
-    yield _table((*headings, "gap closed", "NLL less that of long ones", "time to choose"), rows)
+    yield _table((*headings, "gap closed", "NLL less that of long ones", "long prefills"), rows)
 
 
 def _agreement(study: Study, of: CellResults, choice: Selected) -> str:
@@ -266,12 +268,13 @@ def _first_order(study: Study, groups: dict[str, list[CellResults]]) -> Iterator
     if not known:
         return
     best: FirstOrder = max(known, key=lambda found: found.n_examples)
+    timed = known[0]  # the headline's, as all times of the page
     correlation = "" if best.spearman is None else f"{best.spearman:.2f}"
     yield (
         f"**Are gradients as good as the sweep?** Rank correlation of first-order scores with exact"
         f" deltas, means over {best.n_examples} examples: {correlation}. One example's gradient"
-        f" took {best.gradient_seconds:.1f} s, its exact sweep {best.exact_seconds:.1f} s, one pass"
-        f" of full attention {best.prefill_seconds:.1f} s."
+        f" took {timed.gradient_seconds:.1f} s, its exact sweep {timed.exact_seconds:.1f} s, one"
+        f" pass of full attention {timed.prefill_seconds:.1f} s."
     )
 
 

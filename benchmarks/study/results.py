@@ -29,6 +29,8 @@ class Measured:
     greedy_match: float
     prefills: float
     """What choosing takes, in prefills a calibration example."""
+    passes: float
+    """The same for all calibration examples together, in full passes at the headline's length."""
     select_seconds: float
     """That choosing took, all calibration examples together."""
 
@@ -114,18 +116,20 @@ class CellResults:
         found, chosen = graph.measured(point, results), graph.chosen(point.choice, results)
         if found is None or chosen is None:
             return None
-        seconds = 0.0
+        passes = seconds = 0.0
         if isinstance(point.choice, Choice):
-            work = [graph.selection(point.choice).key]
+            base, tasks = point.choice.base, [graph.selection(point.choice).key]
             if point.choice.takes_scores:
-                work += [task.key for task in point.choice.base.scoring]
-            seconds = sum(study.store.seconds[key] for key in work)
+                tasks += [task.key for task in base.scoring]
+            passes = chosen[1] * sum(map(study.passes, base.examples))
+            seconds = sum(study.store.seconds[key] for key in tasks)
         return Measured(
             layers=chosen[0],
             nll_per_example=tuple(nll for nll, _ in found),
             tasks=tuple(example.task for example in point.heldout.examples),
             greedy_match=mean([match for _, match in found]),
             prefills=chosen[1],
+            passes=passes,
             select_seconds=seconds,
         )
 

@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.study.cells import TOPK, Cell, Scale, Selected, Setting, cells
 from swa import examples
 from swa.budget import Budget
+from swa.cost import nll_work
 from swa.errors import InputError
 from swa.estimate import measure_speed
 from swa.examples import Example, content_hash
@@ -209,6 +210,16 @@ class Study:
             used = self._made(cell.setting, "heldout", cell.heldout_per_task, self.scale.tasks)
             self._heldout[key] = Heldout.of(used)
         return self._heldout[key]
+
+    def passes(self, example: Example) -> float:
+        """Work of full attention's pass over it, over that at the headline's length."""
+        config, setting = self.model.config, self.scale.setting
+        layers = range(config.num_hidden_layers)
+
+        def flops(prompt_tokens: int) -> float:
+            return nll_work(config, setting.policy, layers, prompt_tokens, example.answer_len).flops
+
+        return flops(example.prompt_len) / flops(setting.prompt_tokens)
 
     def first_order(self, cell: Cell) -> tuple[Selected | None, list[FirstOrderTask]]:
         """First-order scores of the most examples that the cell takes exact ones of, where asked.
