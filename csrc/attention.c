@@ -223,30 +223,42 @@ void swa_hide_keys(swa_mask_t mask, int64_t row, int64_t m, int64_t tile, float 
 
 /* ---- one block of query rows -------------------------------------------------------------------------------- */
 
-enum {
-    EDGE_ROWS = 24, /* rows of a block that share the visible part of an edge tile */
-    KEY_STEP = 32   /* AMX multiplies so many at a time, and by other instructions what is left */
-};
-
-typedef struct {
-    int64_t first, end;
-} keys_t;
+enum { KEY_STEP = 32 }; /* AMX multiplies so many at a time, and by other instructions what is left */
 
 /* What rows of a block have summed so far. */
 typedef struct {
     float *shifts, *sums, *output;
 } sums_t;
 
-void swa_tile_product(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
-                      int64_t depth, int64_t panels, float *c, int64_t c_stride, bool accumulate)
+static size_t element_size(const swa_kv_t *kv) { return kv->bf16 ? sizeof(uint16_t) : sizeof(float); }
+
+/* c[m][panel] (+)= a[m][k] b[k][panel] */
+static void multiply_panel(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
+                           float *c, int64_t c_stride, bool accumulate)
 {
-    const int64_t panel = kv->kernels->panel;
-    for (int64_t p = 0; p < panels; p++, c += panel)
-        if (kv->bf16)
-            kv->kernels->panel_bf16(m, k, a, a_stride, (const uint16_t *)b + p * depth * panel, c, c_stride,
-                                    accumulate);
-        else
-            kv->kernels->panel_f32(m, k, a, a_stride, (const float *)b + p * depth * panel, c, c_stride, accumulate);
+    if (kv->bf16)
+        kv->kernels->panel_bf16(m, k, a, a_stride, b, c, c_stride, accumulate);
+    else
+        kv->kernels->panel_f32(m, k, a, a_stride, b, c, c_stride, accumulate);
+}
+
+void swa_multiply_keys(const swa_kv_t *kv, int64_t m, const void *a, int64_t a_stride, const unsigned char *tile,
+                       swa_part_t part, float *scores)
+{
+    const size_t key_bytes = (size_t)kv->head_dim * element_size(kv);
+    for (int64_t key = part.first; key < part.end; key += kv->kernels->panel)
+        multiply_panel(kv, m, kv->head_dim, a, a_stride, tile + (size_t)key * key_bytes, scores + key, SWA_TILE, false);
+}
+
+void swa_add_values(const swa_kv_t *kv, int64_t m, const void *factors, const unsigned char *tile, swa_part_t part,
+                    float *out)
+{
+    const int64_t panel = kv->kernels->panel, k = part.end - part.first;
+    const size_t element = element_size(kv), panel_bytes = (size_t)(SWA_TILE * panel) * element;
+    factors = (const unsigned char *)factors + (size_t)part.first * element;
+    tile += (size_t)(part.first * panel) * element;
+    for (int64_t column = 0; column < kv->value_columns; column += panel, tile += panel_bytes)
+        multiply_panel(kv, m, k, factors, SWA_TILE, tile, out + column, kv->value_columns, true);
 }
 
 /* Sets the values of hidden keys to zero, so that NaN * 0 cannot reach a row that does not see them. */
@@ -277,15 +289,17 @@ static float row_sum(const float *lanes)
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-/* Outside of them these rows see no key of the tile. Whole panels, and whole steps of every tier's products. */
-static keys_t visible_keys(const swa_kv_t *kv, swa_mask_t mask, int64_t row, int64_t m, int64_t tile)
+swa_part_t swa_part(const swa_kv_t *kv, int64_t first, int64_t end)
 {
     const int64_t step = swa_max(KEY_STEP, kv->kernels->panel);
+    return (swa_part_t){.first = swa_max(0, first) / step * step, .end = swa_round_up(swa_min(end, SWA_TILE), step)};
+}
+
+swa_part_t swa_visible_part(const swa_kv_t *kv, swa_mask_t mask, int64_t row, int64_t m, int64_t tile)
+{
     hidden_t upper = hidden_keys(mask, row, tile * SWA_TILE), lower = hidden_keys(mask, row + m - 1, tile * SWA_TILE);
     bool in_window = upper.window_first < lower.causal_end;
-    int64_t first = lower.sinks_end > 0 ? 0 : upper.window_first;
-    int64_t end = in_window ? lower.causal_end : lower.sinks_end;
-    return (keys_t){.first = first / step * step, .end = swa_round_up(end, step)};
+    return swa_part(kv, lower.sinks_end > 0 ? 0 : upper.window_first, in_window ? lower.causal_end : lower.sinks_end);
 }
 
 /* Adds a tile, of which some key is visible, to what rows of a block, at most SWA_QUERY_BLOCK, have summed. */
@@ -293,17 +307,12 @@ static void attend_tile(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, in
                         const void *queries, int64_t stride, const sums_t *sums, swa_attention_scratch_t *s)
 {
     const swa_kernels_t *kernels = kv->kernels;
-    const int64_t d = kv->head_dim, columns = kv->value_columns, panel = kernels->panel;
-    const int64_t index = tile_index(kv, kv_head, tile);
-    const size_t element = kv->bf16 ? sizeof(uint16_t) : sizeof(float);
+    const int64_t d = kv->head_dim, columns = kv->value_columns, index = tile_index(kv, kv_head, tile);
     const float scale = swa_score_scale(d);
-    const unsigned char *values = kv->values + (size_t)index * kv->value_tile_bytes;
+    const unsigned char *values = swa_value_tile(kv, kv_head, tile);
     const bool edge = swa_tile_visibility(mask, row, m, tile) == SWA_EDGE;
-    const keys_t keys = edge ? visible_keys(kv, mask, row, m, tile) : (keys_t){.first = 0, .end = SWA_TILE};
-    const int64_t n = keys.end - keys.first;
-    swa_tile_product(kv, m, d, queries, stride,
-                     kv->keys + (size_t)index * kv->key_tile_bytes + (size_t)(keys.first * d) * element, d, n / panel,
-                     s->scores + keys.first, SWA_TILE, false);
+    const swa_part_t part = edge ? swa_visible_part(kv, mask, row, m, tile) : swa_part(kv, 0, SWA_TILE);
+    swa_multiply_keys(kv, m, queries, stride, swa_key_tile(kv, kv_head, tile), part, s->scores);
     if (edge)
         swa_hide_keys(mask, row, m, tile, s->scores);
     const unsigned char *p = kv->bf16 ? (unsigned char *)s->probabilities : (unsigned char *)s->scores;
@@ -313,15 +322,12 @@ static void attend_tile(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, in
     else
         kernels->softmax_tile(m, s->scores, s->scores, scale, sums->shifts, sums->sums, sums->output, columns, d);
     if (!edge || !kv->not_finite[index]) {
-        swa_tile_product(kv, m, n, p + (size_t)keys.first * element, SWA_TILE,
-                         values + (size_t)(keys.first * panel) * element, SWA_TILE, columns / panel, sums->output,
-                         columns, true);
+        swa_add_values(kv, m, p, values, part, sums->output);
         return;
     }
     for (int64_t r = 0; r < m; r++) {
         const void *seen = visible_values(kv, values, hidden_keys(mask, row + r, tile * SWA_TILE), s->value_tile);
-        swa_tile_product(kv, 1, SWA_TILE, p + (size_t)(r * SWA_TILE) * element, SWA_TILE, seen, SWA_TILE,
-                         columns / panel, sums->output + r * columns, columns, true);
+        swa_add_values(kv, 1, p + (size_t)(r * SWA_TILE) * element_size(kv), seen, part, sums->output + r * columns);
     }
 }
 
@@ -329,7 +335,7 @@ void swa_attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int6
                       int64_t stride, swa_attention_scratch_t *s, float *log_sum)
 {
     const int64_t d = kv->head_dim, columns = kv->value_columns;
-    const size_t query_bytes = (size_t)stride * (kv->bf16 ? sizeof(uint16_t) : sizeof(float));
+    const size_t query_bytes = (size_t)stride * element_size(kv);
     for (int64_t r = 0; r < m; r++)
         s->shifts[r] = -INFINITY;
     memset(s->sums, 0, (size_t)(m * SWA_MAX_LANES) * sizeof(float));
@@ -342,7 +348,7 @@ void swa_attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int6
             tile = swa_window_start(mask, row) / SWA_TILE - 1;
             continue;
         }
-        const int64_t step = visible == SWA_EDGE ? EDGE_ROWS : m; /* fewer rows see fewer keys in common */
+        const int64_t step = visible == SWA_EDGE ? SWA_EDGE_ROWS : m;
         for (int64_t r = 0; r < m; r += step) {
             const int64_t n = swa_min(step, m - r);
             const sums_t sums = {s->shifts + r, s->sums + r * SWA_MAX_LANES, s->output + r * columns};

@@ -77,11 +77,22 @@ bool swa_sees_all(swa_mask_t mask, int64_t row, int64_t m);
 typedef enum { SWA_HIDDEN, SWA_EDGE, SWA_INTERIOR } swa_visibility_t;
 /* Of the keys of a tile for the rows of a block: none is visible, some, all. */
 swa_visibility_t swa_tile_visibility(swa_mask_t mask, int64_t row, int64_t m, int64_t tile);
+/* A part of a tile, from and to a multiple of every panel and of every step of a product. */
+typedef struct {
+    int64_t first, end;
+} swa_part_t;
+swa_part_t swa_part(const swa_kv_t *kv, int64_t first, int64_t end); /* outwards from [first, end) */
+/* Outside of it no row of the block sees a key of the tile, of which it is not all hidden. */
+swa_part_t swa_visible_part(const swa_kv_t *kv, swa_mask_t mask, int64_t row, int64_t m, int64_t tile);
+enum { SWA_EDGE_ROWS = 24 }; /* rows of a block that share the visible part of an edge tile: more of them see more */
 /* Sets the scores [m][SWA_TILE] of hidden keys to -inf. */
 void swa_hide_keys(swa_mask_t mask, int64_t row, int64_t m, int64_t tile, float *scores);
-/* c[m][panels * panel] (+)= a[m][k] b[k] for packed panels, of `depth` rows each. */
-void swa_tile_product(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
-                      int64_t depth, int64_t panels, float *c, int64_t c_stride, bool accumulate);
+/* scores[m][SWA_TILE] = a[m][head_dim] k^T for a part of a tile's packed keys. */
+void swa_multiply_keys(const swa_kv_t *kv, int64_t m, const void *a, int64_t a_stride, const unsigned char *tile,
+                       swa_part_t part, float *scores);
+/* out[m][value_columns] += factors[m][SWA_TILE] v for a part of a tile's packed values. */
+void swa_add_values(const swa_kv_t *kv, int64_t m, const void *factors, const unsigned char *tile, swa_part_t part,
+                    float *out);
 const unsigned char *swa_key_tile(const swa_kv_t *kv, int64_t kv_head, int64_t tile);
 const unsigned char *swa_value_tile(const swa_kv_t *kv, int64_t kv_head, int64_t tile);
 /* One head's key and value [head_dim] of a position, as they were rounded. */

@@ -49,17 +49,13 @@ static const void *at_row(const swa_attention_back_t *back, const unsigned char 
     return rows + (size_t)(row * stride + head * back->k_v->head_dim) * swa_activation_size(back->model);
 }
 
-/* out[m][value_columns] += a tile of float32 factors times packed values. */
-static void add_values(const swa_attention_back_t *back, int64_t m, const float *tile, const swa_kv_t *kv, int64_t head,
-                       int64_t tile_index, float *out, swa_attention_back_scratch_t *s)
+/* out[m][value_columns] += part of a tile of float32 factors times packed values. */
+static void add_values(const swa_attention_back_t *back, int64_t m, const float *factors, const swa_kv_t *kv,
+                       int64_t head, int64_t tile, swa_part_t part, float *out, swa_attention_back_scratch_t *s)
 {
-    const void *factors = tile;
-    if (kv->bf16) {
-        back->model->kernels->to_bf16(m * SWA_TILE, tile, s->rounded);
-        factors = s->rounded;
-    }
-    swa_tile_product(kv, m, SWA_TILE, factors, SWA_TILE, swa_value_tile(kv, head, tile_index), SWA_TILE,
-                     kv->value_columns / kv->kernels->panel, out, kv->value_columns, true);
+    if (kv->bf16)
+        back->model->kernels->to_bf16(m * SWA_TILE, factors, s->rounded);
+    swa_add_values(kv, m, kv->bf16 ? (const void *)s->rounded : factors, swa_value_tile(kv, head, tile), part, out);
 }
 
 static const float *statistic(const swa_attention_back_t *back, const float *values, int64_t choice, int64_t head)
@@ -67,38 +63,49 @@ static const float *statistic(const swa_attention_back_t *back, const float *val
     return values + (choice * back->model->config.n_heads + head) * back->stat_stride;
 }
 
-void swa_attention_back_queries(const swa_attention_back_t *back, int64_t head, int64_t row, int64_t m,
-                                swa_attention_back_scratch_t *s)
+/* One tile of keys for rows of a block of queries. */
+static void queries_tile(const swa_attention_back_t *back, const int *order, int n, int64_t head, int64_t row,
+                         int64_t m, int64_t tile, float *d_queries, swa_attention_back_scratch_t *s)
 {
     const swa_kernels_t *kernels = back->model->kernels;
     const swa_mix_t *mix = back->mix;
     const swa_kv_t *kv = back->k_v;
-    const int64_t d = kv->head_dim, kv_head = head / (back->model->config.n_heads / kv->n_kv_heads);
-    const int64_t panels = SWA_TILE / kernels->panel;
-    const float scale = swa_score_scale(d);
-    int order[SWA_MAX_CHOICES], n = order_choices(mix, order);
-    memset(s->first, 0, (size_t)(m * kv->value_columns) * sizeof(float));
-    for (int64_t tile = 0; tile <= (row + m - 1) / SWA_TILE; tile++) {
-        if (swa_tile_visibility(mix->masks[order[0]], row, m, tile) == SWA_HIDDEN)
-            continue;
-        swa_tile_product(kv, m, d, at_row(back, back->queries, back->query_stride, row, head), back->query_stride,
-                         swa_key_tile(kv, kv_head, tile), d, panels, s->scores, SWA_TILE, false);
-        swa_tile_product(kv, m, d, at_row(back, back->d_outputs, back->query_stride, row, head), back->query_stride,
-                         swa_key_tile(back->v_k, kv_head, tile), d, panels, s->d_probabilities, SWA_TILE, false);
-        for (int i = 0; i < n; i++) {
-            const swa_mask_t mask = mix->masks[order[i]];
-            swa_visibility_t visible = swa_tile_visibility(mask, row, m, tile);
-            if (visible == SWA_HIDDEN)
-                break;
-            if (visible == SWA_EDGE)
-                swa_hide_keys(mask, row, m, tile, s->scores);
-            kernels->softmax_back_queries(m, s->scores, s->d_probabilities, scale, mix->weights[order[i]],
-                                          statistic(back, back->log_sums, order[i], head) + row,
-                                          statistic(back, back->deltas, order[i], head) + row, i > 0, s->d_scores);
-        }
-        add_values(back, m, s->d_scores, back->v_k, kv_head, tile, s->first, s);
+    const int64_t kv_head = head / (back->model->config.n_heads / kv->n_kv_heads);
+    const float scale = swa_score_scale(kv->head_dim);
+    if (swa_tile_visibility(mix->masks[order[0]], row, m, tile) == SWA_HIDDEN)
+        return;
+    const swa_part_t part = swa_visible_part(kv, mix->masks[order[0]], row, m, tile);
+    swa_multiply_keys(kv, m, at_row(back, back->queries, back->query_stride, row, head), back->query_stride,
+                      swa_key_tile(kv, kv_head, tile), part, s->scores);
+    swa_multiply_keys(kv, m, at_row(back, back->d_outputs, back->query_stride, row, head), back->query_stride,
+                      swa_key_tile(back->v_k, kv_head, tile), part, s->d_probabilities);
+    for (int i = 0; i < n; i++) {
+        const swa_mask_t mask = mix->masks[order[i]];
+        swa_visibility_t visible = swa_tile_visibility(mask, row, m, tile);
+        if (visible == SWA_HIDDEN)
+            break;
+        if (visible == SWA_EDGE)
+            swa_hide_keys(mask, row, m, tile, s->scores);
+        kernels->softmax_back_queries(m, s->scores, s->d_probabilities, scale, mix->weights[order[i]],
+                                      statistic(back, back->log_sums, order[i], head) + row,
+                                      statistic(back, back->deltas, order[i], head) + row, i > 0, s->d_scores);
     }
-    kernels->scale(m * kv->value_columns, s->first, 1.0f / sqrtf((float)d));
+    add_values(back, m, s->d_scores, back->v_k, kv_head, tile, part, d_queries, s);
+}
+
+void swa_attention_back_queries(const swa_attention_back_t *back, int64_t head, int64_t row, int64_t m,
+                                swa_attention_back_scratch_t *s)
+{
+    const int64_t columns = back->k_v->value_columns;
+    int order[SWA_MAX_CHOICES], n = order_choices(back->mix, order);
+    memset(s->first, 0, (size_t)(m * columns) * sizeof(float));
+    for (int64_t tile = 0; tile <= (row + m - 1) / SWA_TILE; tile++) {
+        swa_visibility_t visible = swa_tile_visibility(back->mix->masks[order[0]], row, m, tile);
+        const int64_t step = visible == SWA_EDGE ? SWA_EDGE_ROWS : m;
+        for (int64_t r = 0; visible != SWA_HIDDEN && r < m; r += step)
+            queries_tile(back, order, n, head, row + r, swa_min(step, m - r), tile, s->first + r * columns, s);
+    }
+    back->model->kernels->scale(m * columns, s->first, 1.0f / sqrtf((float)back->k_v->head_dim));
 }
 
 /* Of the queries of a tile for the rows of a block of keys. */
@@ -114,55 +121,81 @@ static swa_visibility_t query_visibility(const swa_attention_back_t *back, swa_m
     return inside && (!windowed || last < mask.sinks || row > end - 1 - mask.window) ? SWA_INTERIOR : SWA_EDGE;
 }
 
+/* Outside of it no query of the tile, of which it is not all hidden, sees a key of the block. */
+static swa_part_t visible_queries(const swa_attention_back_t *back, swa_mask_t mask, int64_t row, int64_t m,
+                                  int64_t tile)
+{
+    const int64_t start = tile * SWA_TILE;
+    int64_t end = back->n_rows - start;
+    if (mask.window != 0 && start + SWA_TILE <= mask.full_from && row >= mask.sinks && mask.window < back->n_rows)
+        end = swa_min(end, row + m - 1 + mask.window - start);
+    return swa_part(back->q_do, swa_max(row, back->first_query) - start, end);
+}
+
 static void hide_queries(const swa_attention_back_t *back, swa_mask_t mask, int64_t row, int64_t m, int64_t tile,
                          float *scores)
 {
-    const int64_t start = tile * SWA_TILE;
+    const int64_t start = tile * SWA_TILE, end = swa_min(SWA_TILE, back->n_rows - start);
     for (int64_t key = row; key < row + m; key++, scores += SWA_TILE) {
-        int64_t first = swa_max(key, back->first_query) - start, end = back->n_rows - start;
+        int64_t first = swa_min(SWA_TILE, swa_max(key, back->first_query) - start);
         int64_t beyond = end; /* from here to the full rows the window has left the key behind */
         if (mask.window != 0 && key >= mask.sinks && mask.window < back->n_rows - key)
-            beyond = key + mask.window - start;
-        for (int64_t i = 0; i < SWA_TILE; i++)
-            if (i < first || i >= end || (i >= beyond && i < mask.full_from - start))
-                scores[i] = -INFINITY;
+            beyond = swa_max(0, key + mask.window - start);
+        for (int64_t i = 0; i < first; i++)
+            scores[i] = -INFINITY;
+        for (int64_t i = beyond; i < swa_min(end, mask.full_from - start); i++)
+            scores[i] = -INFINITY;
+        for (int64_t i = end; i < SWA_TILE; i++)
+            scores[i] = -INFINITY;
     }
+}
+
+/* One tile of queries of a head for rows of a block of keys. */
+static void keys_tile(const swa_attention_back_t *back, const int *order, int n, int64_t head, int64_t row, int64_t m,
+                      int64_t tile, float *d_keys, float *d_values, swa_attention_back_scratch_t *s)
+{
+    const swa_kernels_t *kernels = back->model->kernels;
+    const swa_mix_t *mix = back->mix;
+    const swa_kv_t *q_do = back->q_do, *do_q = back->do_q;
+    const int64_t kv_head = head / (back->model->config.n_heads / back->k_v->n_kv_heads);
+    const float scale = swa_score_scale(q_do->head_dim);
+    if (query_visibility(back, mix->masks[order[0]], row, m, tile) == SWA_HIDDEN)
+        return;
+    const swa_part_t part = visible_queries(back, mix->masks[order[0]], row, m, tile);
+    swa_multiply_keys(q_do, m, at_row(back, back->keys, back->kv_stride, row, kv_head), back->kv_stride,
+                      swa_key_tile(q_do, head, tile), part, s->scores);
+    swa_multiply_keys(do_q, m, at_row(back, back->values, back->kv_stride, row, kv_head), back->kv_stride,
+                      swa_key_tile(do_q, head, tile), part, s->d_probabilities);
+    for (int i = 0; i < n; i++) {
+        const swa_mask_t mask = mix->masks[order[i]];
+        swa_visibility_t visible = query_visibility(back, mask, row, m, tile);
+        if (visible == SWA_HIDDEN)
+            break;
+        if (visible == SWA_EDGE)
+            hide_queries(back, mask, row, m, tile, s->scores);
+        kernels->softmax_back_keys(m, s->scores, s->d_probabilities, scale, mix->weights[order[i]],
+                                   statistic(back, back->log_sums, order[i], head) + tile * SWA_TILE,
+                                   statistic(back, back->deltas, order[i], head) + tile * SWA_TILE, i > 0,
+                                   s->probabilities, s->d_scores);
+    }
+    add_values(back, m, s->d_scores, do_q, head, tile, part, d_keys, s);
+    add_values(back, m, s->probabilities, q_do, head, tile, part, d_values, s);
 }
 
 void swa_attention_back_keys(const swa_attention_back_t *back, int64_t kv_head, int64_t row, int64_t m,
                              swa_attention_back_scratch_t *s)
 {
-    const swa_kernels_t *kernels = back->model->kernels;
-    const swa_mix_t *mix = back->mix;
-    const swa_kv_t *q_do = back->q_do, *do_q = back->do_q;
-    const int64_t d = q_do->head_dim, group = back->model->config.n_heads / back->k_v->n_kv_heads;
-    const int64_t panels = SWA_TILE / kernels->panel;
-    const float scale = swa_score_scale(d);
-    int order[SWA_MAX_CHOICES], n = order_choices(mix, order);
-    memset(s->first, 0, (size_t)(m * q_do->value_columns) * sizeof(float));
-    memset(s->second, 0, (size_t)(m * q_do->value_columns) * sizeof(float));
+    const int64_t group = back->model->config.n_heads / back->k_v->n_kv_heads, columns = back->q_do->value_columns;
+    int order[SWA_MAX_CHOICES], n = order_choices(back->mix, order);
+    memset(s->first, 0, (size_t)(m * columns) * sizeof(float));
+    memset(s->second, 0, (size_t)(m * columns) * sizeof(float));
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
         for (int64_t tile = swa_max(row, back->first_query) / SWA_TILE; tile * SWA_TILE < back->n_rows; tile++) {
-            if (query_visibility(back, mix->masks[order[0]], row, m, tile) == SWA_HIDDEN)
-                continue;
-            swa_tile_product(q_do, m, d, at_row(back, back->keys, back->kv_stride, row, kv_head), back->kv_stride,
-                             swa_key_tile(q_do, head, tile), d, panels, s->scores, SWA_TILE, false);
-            swa_tile_product(do_q, m, d, at_row(back, back->values, back->kv_stride, row, kv_head), back->kv_stride,
-                             swa_key_tile(do_q, head, tile), d, panels, s->d_probabilities, SWA_TILE, false);
-            for (int i = 0; i < n; i++) {
-                const swa_mask_t mask = mix->masks[order[i]];
-                swa_visibility_t visible = query_visibility(back, mask, row, m, tile);
-                if (visible == SWA_HIDDEN)
-                    break;
-                if (visible == SWA_EDGE)
-                    hide_queries(back, mask, row, m, tile, s->scores);
-                kernels->softmax_back_keys(m, s->scores, s->d_probabilities, scale, mix->weights[order[i]],
-                                           statistic(back, back->log_sums, order[i], head) + tile * SWA_TILE,
-                                           statistic(back, back->deltas, order[i], head) + tile * SWA_TILE, i > 0,
-                                           s->probabilities, s->d_scores);
-            }
-            add_values(back, m, s->d_scores, do_q, head, tile, s->first, s);
-            add_values(back, m, s->probabilities, q_do, head, tile, s->second, s);
+            swa_visibility_t visible = query_visibility(back, back->mix->masks[order[0]], row, m, tile);
+            const int64_t step = visible == SWA_EDGE ? SWA_EDGE_ROWS : m;
+            for (int64_t r = 0; visible != SWA_HIDDEN && r < m; r += step)
+                keys_tile(back, order, n, head, row + r, swa_min(step, m - r), tile, s->first + r * columns,
+                          s->second + r * columns, s);
         }
-    kernels->scale(m * q_do->value_columns, s->first, 1.0f / sqrtf((float)d));
+    back->model->kernels->scale(m * columns, s->first, 1.0f / sqrtf((float)back->q_do->head_dim));
 }

@@ -95,7 +95,7 @@ swa_status_t swa_matrix_allocate(const swa_kernels_t *kernels, swa_dtype_t dtype
 
 /* The transpose, for the backward pass: dX = dY W multiplies by the matrix whose outputs are W's inputs. Packs panel
  * `index` of it, its inputs [first, end) alone: `out` gets [end - first][panel] elements in the order of a panel,
- * `first` and `end` even (the last may be the padded end). */
+ * `first` a multiple of the panel and `end` even (it may be the padded end). */
 void swa_transpose_panel(const swa_kernels_t *kernels, bool pairs, const swa_matrix_t *from, int64_t index,
                          int64_t first, int64_t end, void *out);
 

@@ -383,32 +383,47 @@ const swa_config_t *swa_model_config(const swa_model_t *model) { return &model->
 /* ---- transposing -------------------------------------------------------------------------------------------- */
 
 /* Both packings keep an element's whereabouts in closed form; blocks of one panel of W stay in cache. Inlined with
- * constant `size` and `pairs`. */
-static inline __attribute__((always_inline)) void transpose_panel(const int64_t size, const bool pairs, int64_t panel,
-                                                                  const swa_matrix_t *from, int64_t index,
-                                                                  int64_t first, int64_t end, unsigned char *out)
+ * constant `size`. */
+static inline __attribute__((always_inline)) void transpose_single(const int64_t size, int64_t panel,
+                                                                   const swa_matrix_t *from, int64_t index,
+                                                                   int64_t first, int64_t end, int64_t n_lanes,
+                                                                   unsigned char *out)
 {
-    const int64_t n_end = swa_min(end, swa_round_up(from->n, panel));
-    memset(out, 0, (size_t)((end - first) * panel * size));
-    for (int64_t lane = 0; lane < swa_min(panel, from->k_padded - index * panel); lane++)
-        for (int64_t n = first; n < n_end; n++) {
-            int64_t source = packed_index(panel, pairs, from->k_padded, n, index * panel + lane);
-            int64_t target = packed_index(panel, pairs, end - first, lane, n - first);
-            memcpy(out + target * size, from->data + source * size, (size_t)size);
+    for (int64_t lane = 0; lane < n_lanes; lane++)
+        for (int64_t n = first; n < end; n++) {
+            int64_t source = packed_index(panel, false, from->k_padded, n, index * panel + lane);
+            memcpy(out + ((n - first) * panel + lane) * size, from->data + source * size, (size_t)size);
+        }
+}
+
+/* Two outputs by two inputs are four neighbours in both packings. */
+static void transpose_pairs(int64_t panel, const swa_matrix_t *from, int64_t index, int64_t first, int64_t end,
+                            int64_t n_lanes, uint16_t *out)
+{
+    for (int64_t block = first; block < end; block += panel)
+        for (int64_t lane = 0; lane < n_lanes; lane += 2) {
+            const uint16_t *source =
+                (const uint16_t *)from->data + packed_index(panel, true, from->k_padded, block, index * panel + lane);
+            uint16_t *target = out + packed_index(panel, true, end - first, lane, block - first);
+            for (int64_t n = block; n < swa_min(block + panel, end); n += 2, source += 4, target += 2 * panel) {
+                const uint16_t four[] = {source[0], source[2], source[1], source[3]};
+                memcpy(target, four, sizeof four);
+            }
         }
 }
 
 void swa_transpose_panel(const swa_kernels_t *kernels, bool pairs, const swa_matrix_t *from, int64_t index,
                          int64_t first, int64_t end, void *out)
 {
-    if (pairs && kernels->panel == 32)
-        transpose_panel(2, true, 32, from, index, first, end, out);
-    else if (pairs)
-        transpose_panel(2, true, kernels->panel, from, index, first, end, out);
+    const int64_t panel = kernels->panel, n_end = swa_min(end, swa_round_up(from->n, panel));
+    const int64_t n_lanes = swa_min(panel, from->k_padded - index * panel);
+    memset(out, 0, (size_t)((end - first) * panel * from->element_size));
+    if (pairs)
+        transpose_pairs(panel, from, index, first, n_end, n_lanes, out);
     else if (from->element_size == 2)
-        transpose_panel(2, false, kernels->panel, from, index, first, end, out);
+        transpose_single(2, panel, from, index, first, n_end, n_lanes, out);
     else
-        transpose_panel(4, false, kernels->panel, from, index, first, end, out);
+        transpose_single(4, panel, from, index, first, n_end, n_lanes, out);
 }
 
 /* ---- reading ----------------------------------------------------------------------------------------------- */
