@@ -289,11 +289,12 @@ def _gradient(setting: Setting, n_tokens: int) -> Case:
     work = _example(setting, n_tokens) | {"window": window}
     full = {"path": work["path"], "ids": [*work["prompt"], *work["answer"]]}
     prefill, exact = "ours, full prefill", "ours, exact sweep"
+    ours = wakeful(OURS)
     calls = {
-        "ours": Call(OURS, "gradient", work),
-        prefill: Call(OURS, "prefill", {**full, "window": 0, "sinks": 0}),
-        exact: Call(OURS, "sweep", work),
-        "peak": setting.peak(),
+        "ours": Call(ours, "gradient", work),
+        prefill: Call(ours, "prefill", {**full, "window": 0, "sinks": 0}),
+        exact: Call(ours, "sweep", work),
+        "peak": setting.peak(side=ours),
     }
 
     def same(result: Results) -> None:

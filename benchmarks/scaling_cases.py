@@ -13,7 +13,7 @@ from benchmarks import agreement
 from benchmarks.harness import Call, Case, Row, Side
 from benchmarks.model_cases import ROWS_TOLD, SINKS, WINDOW
 from benchmarks.rows import Medians, Results, Title, by_rate, by_seconds
-from benchmarks.setting import DECODER, OURS, TRANSFORMERS, Setting
+from benchmarks.setting import DECODER, OURS, TRANSFORMERS, Setting, wakeful
 from benchmarks.shapes import LLAMA31_8B, QWEN3_4B, QWEN25_05B, SMOLLM2_135M, Shape
 from swa import cost
 
@@ -41,7 +41,7 @@ def _threads(
 ) -> Case:
     calls = {}
     for count in (1, *counts):
-        side = Side(OURS.module, (("OMP_NUM_THREADS", str(count)),))
+        side = wakeful(Side(OURS.module, (("OMP_NUM_THREADS", str(count)),)))
         calls[f"{count} threads"] = Call(side, work, arguments)
         calls[f"peak, {count} threads"] = setting.peak(side=side)
 
