@@ -6,14 +6,15 @@
 
 /* ---- keys and values ---------------------------------------------------------------------------------------- */
 
+static size_t element_size(const swa_kv_t *kv) { return kv->bf16 ? sizeof(uint16_t) : sizeof(float); }
+
 swa_kv_t swa_kv_layout(const swa_kernels_t *kernels, bool bf16, int64_t n_kv_heads, int64_t head_dim, int64_t n_tokens)
 {
-    size_t element = bf16 ? sizeof(uint16_t) : sizeof(float);
     swa_kv_t kv = {.kernels = kernels, .bf16 = bf16, .n_kv_heads = n_kv_heads, .head_dim = head_dim};
     kv.value_columns = swa_round_up(head_dim, kernels->panel);
     kv.slots = (n_tokens + SWA_TILE - 1) / SWA_TILE;
-    kv.key_tile_bytes = (size_t)(SWA_TILE * head_dim) * element;
-    kv.value_tile_bytes = (size_t)(SWA_TILE * kv.value_columns) * element;
+    kv.key_tile_bytes = (size_t)(SWA_TILE * head_dim) * element_size(&kv);
+    kv.value_tile_bytes = (size_t)(SWA_TILE * kv.value_columns) * element_size(&kv);
     return kv;
 }
 
@@ -230,8 +231,6 @@ typedef struct {
     float *shifts, *sums, *output;
 } sums_t;
 
-static size_t element_size(const swa_kv_t *kv) { return kv->bf16 ? sizeof(uint16_t) : sizeof(float); }
-
 /* c[m][panel] (+)= a[m][k] b[k][panel] */
 static void multiply_panel(const swa_kv_t *kv, int64_t m, int64_t k, const void *a, int64_t a_stride, const void *b,
                            float *c, int64_t c_stride, bool accumulate)
@@ -302,7 +301,7 @@ swa_part_t swa_visible_part(const swa_kv_t *kv, swa_mask_t mask, int64_t row, in
     return swa_part(kv, lower.sinks_end > 0 ? 0 : upper.window_first, in_window ? lower.causal_end : lower.sinks_end);
 }
 
-/* Adds a tile, of which some key is visible, to what rows of a block, at most SWA_QUERY_BLOCK, have summed. */
+/* Adds a tile to what rows of a block, at most SWA_QUERY_BLOCK, have summed. */
 static void attend_tile(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int64_t tile, int64_t row, int64_t m,
                         const void *queries, int64_t stride, const sums_t *sums, swa_attention_scratch_t *s)
 {
@@ -310,10 +309,12 @@ static void attend_tile(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, in
     const int64_t d = kv->head_dim, columns = kv->value_columns, index = tile_index(kv, kv_head, tile);
     const float scale = swa_score_scale(d);
     const unsigned char *values = swa_value_tile(kv, kv_head, tile);
-    const bool edge = swa_tile_visibility(mask, row, m, tile) == SWA_EDGE;
-    const swa_part_t part = edge ? swa_visible_part(kv, mask, row, m, tile) : swa_part(kv, 0, SWA_TILE);
+    const swa_visibility_t visible = swa_tile_visibility(mask, row, m, tile);
+    if (visible == SWA_HIDDEN)
+        return;
+    const swa_part_t part = swa_visible_part(kv, mask, row, m, tile);
     swa_multiply_keys(kv, m, queries, stride, swa_key_tile(kv, kv_head, tile), part, s->scores);
-    if (edge)
+    if (visible == SWA_EDGE)
         swa_hide_keys(mask, row, m, tile, s->scores);
     const unsigned char *p = kv->bf16 ? (unsigned char *)s->probabilities : (unsigned char *)s->scores;
     if (kv->bf16)
@@ -321,7 +322,7 @@ static void attend_tile(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, in
                                    columns, d);
     else
         kernels->softmax_tile(m, s->scores, s->scores, scale, sums->shifts, sums->sums, sums->output, columns, d);
-    if (!edge || !kv->not_finite[index]) {
+    if (visible == SWA_INTERIOR || !kv->not_finite[index]) {
         swa_add_values(kv, m, p, values, part, sums->output);
         return;
     }
@@ -352,9 +353,8 @@ void swa_attend_block(const swa_kv_t *kv, swa_mask_t mask, int64_t kv_head, int6
         for (int64_t r = 0; r < m; r += step) {
             const int64_t n = swa_min(step, m - r);
             const sums_t sums = {s->shifts + r, s->sums + r * SWA_MAX_LANES, s->output + r * columns};
-            if (swa_tile_visibility(mask, row + r, n, tile) != SWA_HIDDEN)
-                attend_tile(kv, mask, kv_head, tile, row + r, n,
-                            (const unsigned char *)queries + (size_t)r * query_bytes, stride, &sums, s);
+            attend_tile(kv, mask, kv_head, tile, row + r, n, (const unsigned char *)queries + (size_t)r * query_bytes,
+                        stride, &sums, s);
         }
     }
     for (int64_t r = 0; r < m; r++) {
