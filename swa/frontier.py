@@ -17,7 +17,8 @@ from swa.files import write_text
 from swa.gates import Objective
 from swa.layer_scores import checked_integer, mean
 from swa.policy import AttentionPolicy, format_layers
-from swa.problem import CalibrationProblem, Cost, Spending
+from swa.problem import CalibrationProblem
+from swa.runs import Cost, Spending, open_journal
 from swa.strategies import Plain, Strategy, describe, propose, resolve
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def pareto(
     prompt_tokens: int | None = None,
     seed: int = 0,
     progress: bool = False,
+    journal: str | os.PathLike[str] | None = None,
 ) -> Pareto:
     """Measure quality against cost: choose layers at every size, under every policy.
 
@@ -198,11 +200,13 @@ def pareto(
         prompt_tokens: length at which costs are told; None: that of the longest example.
         seed: of strategies that draw.
         progress: show on stderr what has been spent.
+        journal: as for `swa.select`, with which it may be shared.
 
     Raises:
         InputError: a size that the model does not have; an unknown strategy or objective.
         PolicyError: a policy that does not fit the model, or has chosen its layers.
         ExampleError: no example carries a signal under every policy.
+        ScoresError, OSError: of the journal, as `swa.select`.
     """
     policies = _policies(policy, tail_tokens)
     used = _shared(examples, policies)
@@ -213,10 +217,10 @@ def pareto(
     chosen = resolve(strategy, seed=seed)
     points: list[ParetoPoint] = []
     spent, full = Cost(), tuple[float, ...]()
-    with Spending("measuring", shown=progress) as bar:
+    with open_journal(journal, model) as opened, Spending("measuring", shown=progress) as bar:
         for one in policies:
             show = partial(_show, bar, spent)
-            problem = CalibrationProblem(model, used, one, objective, progress=show)
+            problem = CalibrationProblem(model, used, one, objective, progress=show, journal=opened)
             full = tuple(problem.loss(problem.selectable).tolist())
             for size in checked:
                 layers = propose(chosen, problem, size).layers

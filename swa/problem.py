@@ -7,20 +7,20 @@ once they are known, so strategies that ask again pay nothing.
 
 from __future__ import annotations
 
-import time
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from swa import cost
+from swa import cost, jsonio
 from swa.errors import InputError
+from swa.examples import content_hash
 from swa.gates import (
     Objective,
     check_objective,
@@ -30,6 +30,7 @@ from swa.gates import (
 )
 from swa.layer_scores import LayerScores
 from swa.policy import AttentionPolicy, format_layers
+from swa.runs import F64, NOTHING, Cost, Runs
 from swa.score import check_policy, finite, with_signal
 
 if TYPE_CHECKING:
@@ -37,56 +38,10 @@ if TYPE_CHECKING:
 
     from swa.config import ModelConfig
     from swa.examples import Example
+    from swa.journal import Journal
     from swa.model import Model
 
-F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Work done: in prefills an example (FLOPs over those of one pass in full attention), and time.
-
-    One full-attention pass over every calibration example is one prefill.
-    """
-
-    prefills: float = 0.0
-    seconds: float = field(default=0.0, compare=False)
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.prefills + other.prefills, self.seconds + other.seconds)
-
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.prefills - other.prefills, self.seconds - other.seconds)
-
-    def __str__(self) -> str:
-        return f"{self.prefills:.1f} prefills an example, {self.seconds:.1f} s"
-
-
-NOTHING = Cost()
-
-
-class Spending:
-    """A line on stderr that says what has been spent so far, on `what`."""
-
-    def __init__(self, what: str, *, shown: bool) -> None:
-        self._bar: Any = None
-        if shown:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(bar_format=what + ": {n:.1f} prefills an example [{elapsed}]")
-
-    def __enter__(self) -> Spending:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def show(self, spent: Cost) -> None:
-        if self._bar is not None:
-            self._bar.update(spent.prefills - self._bar.n)
 
 
 class Problem(Protocol):
@@ -156,26 +111,15 @@ class Problem(Protocol):
         """The same problem with an account of its own: it shares all that is known."""
 
 
-@dataclass
-class _Known:
-    """What was run: values and what they cost, and the sum of these costs."""
-
-    losses: dict[tuple[frozenset[int], int], tuple[float, Cost]]
-    gradients: dict[tuple[bytes, int], tuple[float, F64, Cost]]
-    sweeps: dict[int, tuple[float, F64, Cost]]
-    ratios: dict[tuple[int, int], tuple[F64, Cost]]
-    spent: Cost = NOTHING
-
-
 class RecordingProblem(ABC):
     """A problem that runs nothing twice and keeps account; subclasses say how to run and price.
 
-    Interrupting a call loses the runs under way and nothing else.
+    Interrupting a call loses the run under way and nothing else.
 
     Args:
         num_layers, selectable, tasks: see `Problem`.
         known_deltas: float64 [M, L], a single-layer sweep, where there is one.
-        progress: told the cost so far, after every run.
+        runs: where what was run is kept.
     """
 
     objective: Objective = "nll"
@@ -187,13 +131,14 @@ class RecordingProblem(ABC):
         tasks: Iterable[str],
         *,
         known_deltas: F64 | None = None,
-        progress: Callable[[Cost], None] | None = None,
+        runs: Runs | None = None,
     ) -> None:
         self.num_layers = num_layers
         self.selectable = tuple(sorted(selectable))
         self.tasks = tuple(tasks)
-        self._given_deltas, self._progress = known_deltas, progress
-        self._known = _Known({}, {}, {}, {})
+        self._given_deltas = known_deltas
+        self._runs = runs or Runs()
+        self._learned: dict[tuple[frozenset[int], int], tuple[float, Cost]] = {}
         self._charged: set[Hashable] = set()
         self._cost = NOTHING
         self._swept = False
@@ -243,7 +188,7 @@ class RecordingProblem(ABC):
     @property
     def spent(self) -> Cost:
         """What was run, for this problem and all that are `fresh` from it."""
-        return self._known.spent
+        return self._runs.spent
 
     @property
     def known_deltas(self) -> F64 | None:
@@ -291,27 +236,29 @@ class RecordingProblem(ABC):
         return other
 
     def _loss(self, layers: frozenset[int], index: int) -> float:
-        key = layers, index
         self._charge(("prepared", index), self.prepare(index))
-        if key not in self._known.losses:
-            loss, cost = self._timed(
-                lambda: self.run_loss(layers, index), self.loss_work(layers, index)
+        key = "loss", tuple(sorted(layers)), index
+        if (layers, index) in self._learned and key not in self._runs:
+            loss, cost = self._learned[layers, index]
+        else:
+            values, cost = self._runs.get(
+                key,
+                lambda: np.array([self.run_loss(layers, index)]),
+                self._prefills(self.loss_work(layers, index)),
             )
-            self._known.losses[key] = loss, cost
-        loss, cost = self._known.losses[key]
-        self._charge(key, cost)
+            loss = float(values[0])
+        self._charge((layers, index), cost)
         return loss
 
     def _gradient(self, alpha: F64, index: int) -> tuple[float, F64]:
-        key = alpha.tobytes(), index
         self._charge(("prepared", index), self.prepare(index))
-        if key not in self._known.gradients:
-            (loss, slope), cost = self._timed(
-                lambda: self.run_gradient(alpha, index), self.gradient_work(alpha, index)
-            )
-            self._known.gradients[key] = loss, slope, cost
-        loss, slope, cost = self._known.gradients[key]
-        self._charge(key, cost)
+        values, cost = self._runs.get(
+            ("gradient", tuple(alpha.tolist()), index),
+            lambda: np.hstack(self.run_gradient(alpha, index)),
+            self._prefills(self.gradient_work(alpha, index)),
+        )
+        self._charge((alpha.tobytes(), index), cost)
+        loss, slope = float(values[0]), values[1:]
         if np.isin(alpha, (0, 1)).all():
             self._learn(frozenset(np.flatnonzero(alpha).tolist()), index, loss, cost)
         return loss, slope
@@ -319,46 +266,39 @@ class RecordingProblem(ABC):
     def _deltas(self, index: int) -> F64:
         """float64 [L]: one example's."""
         self._charge(("prepared", index), self.prepare(index))
-        if index not in self._known.sweeps:
-            (sliding, restored), cost = self._timed(
-                lambda: self.run_sweep(index), self.sweep_work(index)
-            )
-            self._known.sweeps[index] = sliding, restored, cost
-        sliding, restored, cost = self._known.sweeps[index]
+        chosen = list(self.selectable)
+
+        def run() -> F64:
+            sliding, restored = self.run_sweep(index)
+            return np.array([sliding, *restored[chosen]])
+
+        values, cost = self._runs.get(
+            ("sweep", (), index), run, self._prefills(self.sweep_work(index))
+        )
         self._charge(index, cost)
+        sliding, restored = float(values[0]), values[1:]
         self._learn(frozenset(), index, sliding, cost)
-        for layer in self.selectable:
-            self._learn(frozenset([layer]), index, float(restored[layer]), cost)
+        for layer, loss in zip(chosen, restored.tolist(), strict=True):
+            self._learn(frozenset([layer]), index, loss, cost)
         deltas = np.zeros(self.num_layers)
-        deltas[list(self.selectable)] = sliding - restored[list(self.selectable)]
+        deltas[chosen] = sliding - restored
         return deltas
 
     def _ratios(self, num_last_tokens: int, index: int) -> F64:
-        key = num_last_tokens, index
-        if key not in self._known.ratios:
-            work = self.loss_work(frozenset(self.selectable), index)
-            self._known.ratios[key] = self._timed(
-                lambda: self.run_ratios(num_last_tokens, index), work
-            )
-        ratios, cost = self._known.ratios[key]
-        self._charge(("ratios", *key), cost)
+        ratios, cost = self._runs.get(
+            ("ratios", (num_last_tokens,), index),
+            lambda: self.run_ratios(num_last_tokens, index),
+            self._prefills(self.loss_work(frozenset(self.selectable), index)),
+        )
+        self._charge(("ratios", num_last_tokens, index), cost)
         return ratios
 
     def _learn(self, layers: frozenset[int], index: int, loss: float, cost: Cost) -> None:
         """Keep a loss that a larger run has shown; here it is paid for with that run."""
         prefills = self._prefills(self.loss_work(layers, index))
         seconds = cost.seconds * prefills / cost.prefills
-        self._known.losses.setdefault((layers, index), (loss, Cost(prefills, seconds)))
+        self._learned.setdefault((layers, index), (loss, Cost(prefills, seconds)))
         self._charged.add((layers, index))
-
-    def _timed(self, run: Callable[[], T], work: float) -> tuple[T, Cost]:
-        begun = time.perf_counter()
-        result = run()
-        cost = Cost(self._prefills(work), time.perf_counter() - begun)
-        self._known.spent += cost
-        if self._progress is not None:
-            self._progress(self._known.spent)
-        return result, cost
 
     def _charge(self, key: Hashable, cost: Cost) -> None:
         if key not in self._charged:
@@ -386,6 +326,7 @@ class CalibrationProblem(RecordingProblem):
             distributions.
         scores: a single-layer sweep of this model under this policy, where there is one.
         progress: told the cost so far, after every run.
+        journal: of `swa.runs.open_journal`, which keeps what is run.
 
     Raises:
         InputError: an unknown objective, or scores of something else.
@@ -401,6 +342,7 @@ class CalibrationProblem(RecordingProblem):
         *,
         scores: LayerScores | None = None,
         progress: Callable[[Cost], None] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         check_objective(objective)
         check_policy(policy, model.config.num_hidden_layers)
@@ -417,7 +359,7 @@ class CalibrationProblem(RecordingProblem):
             model.selectable_layers,
             (example.task for example in used),
             known_deltas=None if scores is None else _delta_table(scores),
-            progress=progress,
+            runs=Runs(progress, journal, self._identity() if journal else ""),
         )
 
     def run_loss(self, full_layers: frozenset[int], index: int) -> float:
@@ -478,8 +420,8 @@ class CalibrationProblem(RecordingProblem):
             return NOTHING
         if index not in self._references:
             work = self.loss_work(frozenset(self.selectable), index)
-            self._references[index], self._reference_costs[index] = self._timed(
-                lambda: reference_logits(self.model, self.examples[index]), work
+            self._references[index], self._reference_costs[index] = self._runs.timed(
+                lambda: reference_logits(self.model, self.examples[index]), self._prefills(work)
             )
         return self._reference_costs[index]
 
@@ -495,6 +437,11 @@ class CalibrationProblem(RecordingProblem):
             alone = map(frozenset, combinations(self.selectable, 1))
             return sum(self.loss_work(layers, index) for layers in (frozenset(), *alone))
         return cost.sweep_work(*self._shape, (), self.selectable, *self._lengths(index)).flops
+
+    def _identity(self) -> str:
+        """Of all that results depend on beside the model."""
+        parts = (self.policy.to_dict(), self.objective, content_hash(self.examples))
+        return hashlib.sha256(jsonio.dumps_line(parts).encode()).hexdigest()
 
     @property
     def _shape(self) -> tuple[ModelConfig, AttentionPolicy]:

@@ -10,7 +10,7 @@ from swa.errors import ScoresError
 from swa.gates import OBJECTIVES, Objective
 from swa.layer_scores import mean, read_integer, read_number
 from swa.policy import AttentionPolicy, format_layers
-from swa.problem import Cost
+from swa.runs import Cost
 from swa.strategies import Move
 
 MAX_SHOWN = 12  # lines of a trace in a repr

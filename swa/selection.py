@@ -16,7 +16,8 @@ from swa.files import read_document, write_text
 from swa.gates import Objective
 from swa.layer_scores import LayerScores, checked_integer
 from swa.policy import AttentionPolicy, format_layers
-from swa.problem import F64, CalibrationProblem, Cost, ScoresProblem, Spending
+from swa.problem import CalibrationProblem, ScoresProblem
+from swa.runs import F64, Cost, Spending, open_journal
 from swa.search import Search
 from swa.strategies import Move, Plain, Strategy, describe, propose, resolve
 from swa.strategies.fewest import fewest
@@ -177,6 +178,7 @@ def select(
     windows: Sequence[int] | None = ...,
     seed: int = ...,
     progress: bool = ...,
+    journal: str | os.PathLike[str] | None = ...,
 ) -> Selection: ...
 
 
@@ -211,16 +213,20 @@ def select(
             policy then has a window for each layer.
         seed: of strategies that draw, and of the turns that examples take.
         progress: show on stderr what has been spent.
+        journal: a file to which each run is added when done. A search that was killed goes on from
+            it to the same result, and other searches on this model need not repeat its runs.
 
     Raises:
         InputError: the budget is more than can be selected, or cannot be met; an unknown strategy
             or objective; arguments that do not go together.
-        PolicyError, ExampleError, ScoresError: as `swa.score_layers`.
+        PolicyError, ExampleError: as `swa.score_layers`.
+        ScoresError: the journal is of another model, damaged or in use; or a loss is not finite.
+        OSError: the journal cannot be written.
     """
     if isinstance(source, LayerScores):
         bound = _bound(("budget",), (), given, named)
         return _from_scores(source, strategy=strategy, seed=seed, **bound)
-    options = ("objective", "scores", "windows", "progress")
+    options = ("objective", "scores", "windows", "progress", "journal")
     bound = _bound(("examples", "policy", "budget"), options, given, named)
     return _on_model(source, strategy=strategy, seed=seed, **bound)
 
@@ -240,7 +246,7 @@ def _bound(
     ):
         raise InputError(
             "select takes (scores, budget) or (model, examples, policy, budget), and by name"
-            " strategy, seed, and with a model objective, scores, windows, progress"
+            " strategy, seed, and with a model objective, scores, windows, progress, journal"
         )
     return bound
 
@@ -267,18 +273,21 @@ def _on_model(
     scores: LayerScores | None = None,
     windows: Sequence[int] | None = None,
     progress: bool = False,
+    journal: str | os.PathLike[str] | None = None,
 ) -> Selection:
     seed = checked_integer(seed, "seed", 0)
     if windows is not None:
         if strategy is not None or scores is not None:
             raise InputError("windows= has a search of its own: leave out strategy and scores")
-        return _with_windows(model, examples, policy, budget, windows, seed, objective, progress)
+        return _with_windows(
+            model, examples, policy, budget, windows, seed, objective, progress, journal
+        )
     named = "joint" if strategy is None else strategy
     chosen = resolve(named, seed=seed)
     size = None if budget.nll_increase is not None else budget.size(model.config, policy)
-    with Spending("selecting", shown=progress) as bar:
+    with open_journal(journal, model) as opened, Spending("selecting", shown=progress) as bar:
         problem = CalibrationProblem(
-            model, examples, policy, objective, scores=scores, progress=bar.show
+            model, examples, policy, objective, scores=scores, progress=bar.show, journal=opened
         )
         if size is not None:
             proposal = propose(chosen, problem, size)
@@ -298,9 +307,12 @@ def _with_windows(
     seed: int,
     objective: Objective,
     progress: bool,
+    journal: str | os.PathLike[str] | None,
 ) -> Selection:
-    with Spending("selecting", shown=progress) as bar:
-        problem = MixtureProblem(model, examples, policy, windows, objective, progress=bar.show)
+    with open_journal(journal, model) as opened, Spending("selecting", shown=progress) as bar:
+        problem = MixtureProblem(
+            model, examples, policy, windows, objective, progress=bar.show, journal=opened
+        )
         found = choose_windows(problem, budget, seed)
         search = _record(problem, found.policy, None, found.losses, found.trace)
     name = f"windows {', '.join(map(str, problem.windows[:-1]))}"

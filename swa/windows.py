@@ -12,11 +12,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from swa import cost
 from swa.budget import Budget
@@ -25,15 +23,16 @@ from swa.gates import Objective
 from swa.knapsack import knapsack
 from swa.layer_scores import checked_integer
 from swa.policy import AttentionPolicy, compact
-from swa.problem import CalibrationProblem, Cost
+from swa.problem import CalibrationProblem
+from swa.runs import F64, Cost
 from swa.strategies.base import Batches, Move
 
 if TYPE_CHECKING:
     from swa.config import ModelConfig
     from swa.examples import Example
+    from swa.journal import Journal
     from swa.model import Model
 
-F64 = npt.NDArray[np.float64]
 FULL = 0  # as a window
 MAX_WINDOWS = 7  # beside full attention
 STEPS, MOMENTUM = 8, 0.5  # of Frank-Wolfe
@@ -62,7 +61,7 @@ class MixtureProblem(CalibrationProblem):
     Args:
         policy: with one window, which is among the choices.
         windows: the other choices, beside full attention.
-        model, examples, objective, progress: as CalibrationProblem.
+        model, examples, objective, progress, journal: as CalibrationProblem.
 
     Raises:
         InputError: not window sizes, too many of them, or a policy with a window for each layer;
@@ -78,10 +77,11 @@ class MixtureProblem(CalibrationProblem):
         objective: Objective = "nll",
         *,
         progress: Callable[[Cost], None] | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.windows = _checked_windows(policy, windows)
         smallest = replace(policy, sliding_window=self.windows[0])
-        super().__init__(model, examples, smallest, objective, progress=progress)
+        super().__init__(model, examples, smallest, objective, progress=progress, journal=journal)
 
     @property
     def n_choices(self) -> int:
@@ -101,12 +101,17 @@ class MixtureProblem(CalibrationProblem):
     def mixed_loss(self, choice: Assignment) -> F64:
         """float64 [N]: the exact loss of an assignment."""
         policy, full = self.split(choice)
+        windows = tuple(self.windows[c] for c in choice)
         losses = []
         for index in range(self.n_examples):
             self.prepare(index)
             work = cost.nll_work(self.model.config, policy, full, *self._lengths(index)).flops
-            run = partial(self.hybrid_loss, policy, full, index)
-            losses.append(self._timed(run, work)[0])
+
+            def run(index: int = index) -> F64:
+                return np.array([self.hybrid_loss(policy, full, index)])
+
+            key = "loss of windows", windows, index
+            losses.append(self._runs.get(key, run, self._prefills(work))[0][0])
         return np.array(losses)
 
     def mixed_gradient(self, weights: F64, examples: Sequence[int]) -> F64:
@@ -123,9 +128,11 @@ class MixtureProblem(CalibrationProblem):
                     self.windows[1:],
                     reference=self._references.get(index),
                 )
-                return np.asarray(found.gradient.sum(axis=2))
+                return np.asarray(found.gradient.sum(axis=2)).ravel()
 
-            total += self._timed(run, self._mixed_work(weights, index))[0]
+            key = "gradient of windows", (*self.windows, *weights.ravel().tolist()), index
+            work = self._mixed_work(weights, index)
+            total += self._runs.get(key, run, self._prefills(work))[0].reshape(weights.shape)
         return total / len(examples)
 
     def mixed_price(self, weights: F64) -> float:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,32 @@ def test_a_model_is_searched(checkpoint, capsys):
     assert found.search is not None
     nll = swa.evaluate(patched, examples).nll_per_example
     assert list(nll) == list(found.search.loss_chosen)  # bit for bit
+
+
+def test_interrupted_and_resumed(here, checkpoint):
+    """Ctrl-C once the journal holds something; the same command ends in the same file."""
+    long = [{"prompt_ids": [k * i % 40 for k in range(3000)], "answer_ids": [i]} for i in range(30)]
+    Path("long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in long))
+    command = ["select", checkpoint, "--examples", "long.jsonl", *RUN, "--layers", "2"]
+    journal = here / "policy.json.journal"
+    with subprocess.Popen(
+        [sys.executable, "-m", "swa.cli", *command], stderr=subprocess.PIPE, text=True, cwd=here
+    ) as process:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    last = errors.splitlines()[-1]
+    assert "policy.json.journal" in last and "repeat the command to go on" in last
+    assert not (here / "policy.json").exists()
+    before = journal.read_bytes()
+    assert main([*command, "--out", "kept.json", "--journal", str(journal)]) == 0
+    assert journal.read_bytes().startswith(before)
+    assert main(command) == 0
+    assert not journal.exists()  # it was by default
+    assert swa.Selection.load("policy.json") == swa.Selection.load("kept.json")
 
 
 def test_strategies_objectives_and_budgets(checkpoint, capsys):
@@ -111,6 +141,8 @@ def test_scores_of_the_model_are_taken_into_account(checkpoint, capsys):
         (["./model", *POLICY, "--kv-bytes", "5"], "kv_bytes holds at a length"),
         (["./model", *POLICY, "--layers", "1", "--at-tokens", "5"], "says nothing beside"),
         (["./model", *POLICY, "--layers", "1", "--objective", "bleu"], "--objective"),
+        (["scores.json", "--layers", "1", "--journal", "j"], "--journal"),
+        (["./model", *POLICY, "--layers", "1", "--out", "absent/p.json"], "does not exist"),
     ],
 )
 def test_bad_input_is_one_line(arguments, says, capsys):

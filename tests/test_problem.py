@@ -12,7 +12,8 @@ from fake_model import FakeModel, make_examples
 from swa import cost
 from swa.errors import InputError, PolicyError, ScoresError
 from swa.policy import AttentionPolicy
-from swa.problem import CalibrationProblem, Cost, ScoresProblem
+from swa.problem import CalibrationProblem, ScoresProblem
+from swa.runs import Cost
 from swa.score import score_layers
 from swa.strategies import propose, resolve
 

@@ -93,7 +93,13 @@ def test_each_layer_gets_the_window_it_needs(
     planted: Planted, model: swa.Model, tmp_path: Path
 ) -> None:
     budget = just_enough(model)
-    chosen = swa.select(model, examples(planted), POLICY, budget, windows=[MIDDLE])
+    journal = tmp_path / "j"
+    chosen = swa.select(model, examples(planted), POLICY, budget, windows=[MIDDLE], journal=journal)
+    done = journal.read_bytes()
+    journal.write_bytes(done[: len(done) // 2])  # as a crash leaves it
+    assert chosen == swa.select(
+        model, examples(planted), POLICY, budget, windows=[MIDDLE], journal=journal
+    )
     windows = chosen.policy.sliding_window
     assert chosen.layers == (2, 7)
     assert isinstance(windows, tuple) and windows[5] == MIDDLE

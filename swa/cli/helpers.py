@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,19 @@ if TYPE_CHECKING:
 
 class Interrupted(Exception):
     """Ctrl-C, with the one line that says how to go on."""
+
+
+@contextmanager
+def going_on_from(journal: Path | None) -> Iterator[None]:
+    """Say, after Ctrl-C, that the same command goes on from the journal, if there is one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if journal is None:
+            raise
+        raise Interrupted(
+            f"interrupted; what is done is in {journal}: repeat the command to go on"
+        ) from None
 
 
 def load_model(

@@ -9,12 +9,14 @@ import typer
 
 from swa.cli.helpers import (
     budget_of,
+    going_on_from,
     integers,
     load_examples,
     load_model,
     note,
     policy_fields,
     print_json,
+    require_directories,
 )
 from swa.cli.options import (
     AtTokens,
@@ -103,12 +105,20 @@ def select(
     out: Annotated[Path, typer.Option(help="Policy file; an older one is replaced.")] = Path(
         "policy.json"
     ),
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            help="What was run, also for later searches on this model."
+            "  [default: OUT.journal, removed at the end]"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the layers that keep full attention.
 
     From scores, those that score highest, each on its own. From a model, by measuring whole
-    selections on examples; the budget is then an upper bound.
+    selections on examples; the budget is then an upper bound. What was run is journaled: after
+    Ctrl-C or a crash, the same command goes on where it stopped.
     """
     from swa.layer_scores import LayerScores
     from swa.policy import AttentionPolicy
@@ -121,11 +131,13 @@ def select(
         raise InputError("give a MODEL, or a SCORES file (or --list)")
     budget = budget_of(layers, fraction, prefill_flops, kv_bytes, at_tokens, nll_increase)
     fields = policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
+    require_directories(out, journal or out)
+    kept: Path | None = None
     if source.endswith(".json"):
-        if fields or examples or scores or windows:
+        if fields or examples or scores or windows or journal:
             raise InputError(
                 "a scores file has its policy and examples already: leave out the options that"
-                " describe them, or give the model"
+                " describe them, and --journal, or give the model"
             )
         selection = choose(LayerScores.load(source), budget, strategy=strategy or "topk", seed=seed)
     else:
@@ -136,19 +148,27 @@ def select(
         loaded = load_model(
             source, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
         )
-        selection = choose(
-            loaded,
-            load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration"),
-            policy,
-            budget,
-            strategy=strategy,
-            objective=objective,
-            scores=known,
-            windows=None if windows is None else integers(windows, "--windows"),
-            seed=seed,
-            progress=True,
+        used = load_examples(
+            loaded, examples, examples_per_task, prompt_tokens, seed, "calibration"
         )
+        kept = journal or out.with_name(out.name + ".journal")
+        with going_on_from(kept):
+            selection = choose(
+                loaded,
+                used,
+                policy,
+                budget,
+                strategy=strategy,
+                objective=objective,
+                scores=known,
+                windows=None if windows is None else integers(windows, "--windows"),
+                seed=seed,
+                progress=True,
+                journal=kept,
+            )
     selection.save(out)
+    if kept is not None and journal is None:
+        kept.unlink()
     if as_json:
         print_json(_summary(selection))
     else:
@@ -193,6 +213,10 @@ def pareto(
     tokenizer: TokenizerPath = None,
     max_position_embeddings: MaxPositions = None,
     plot: PlotFile = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(help="What was run, to go on from; also of `swa select` on this model."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure quality against cost: selections of every size, under every tail.
@@ -214,18 +238,20 @@ def pareto(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
     used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration")
-    found = measure(
-        loaded,
-        used,
-        policies,
-        tail_tokens=tails,
-        sizes=wanted,
-        strategy=strategy,
-        objective=objective,
-        prompt_tokens=at_tokens,
-        seed=seed,
-        progress=True,
-    )
+    with going_on_from(journal):
+        found = measure(
+            loaded,
+            used,
+            policies,
+            tail_tokens=tails,
+            sizes=wanted,
+            strategy=strategy,
+            objective=objective,
+            prompt_tokens=at_tokens,
+            seed=seed,
+            progress=True,
+            journal=journal,
+        )
     if plot is not None:
         found.plot().figure.savefig(plot)  # type: ignore[union-attr]
         note(f"wrote {plot}")

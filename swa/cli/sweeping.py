@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from swa.cli.helpers import (
-    Interrupted,
+    going_on_from,
     integers,
     load_examples,
     note,
@@ -159,19 +159,14 @@ def sweep(
     require_directories(out, per_example, kept)
     if not (kept.exists() or force):
         refuse_existing(out)
-    try:
-        with _executor(scheduler) as executor:
-            table = run(
-                **arguments,
-                executor=executor,
-                journal=kept,
-                max_seconds=None if minutes is None else 60 * minutes,
-                progress=True,
-            )
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; finished tasks are in {kept}: repeat the command to go on"
-        ) from None
+    with going_on_from(kept), _executor(scheduler) as executor:
+        table = run(
+            **arguments,
+            executor=executor,
+            journal=kept,
+            max_seconds=None if minutes is None else 60 * minutes,
+            progress=True,
+        )
     _report(table, out, per_example, as_json)
     if table.unfinished:
         note(f"{table.unfinished} points are not done: repeat the command to go on from {kept}")

@@ -11,7 +11,8 @@ import numpy as np
 
 from swa.errors import InputError
 from swa.policy import format_layers
-from swa.problem import F64, NOTHING, Cost, Problem
+from swa.problem import Problem
+from swa.runs import F64, NOTHING, Cost
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swa.problem import F64, Problem
+from swa.problem import Problem
+from swa.runs import F64
 from swa.strategies.base import Batches, Move, Proposal, best, check_count, gates
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from swa.policy import format_layers
-from swa.problem import F64, Problem
+from swa.problem import Problem
+from swa.runs import F64
 from swa.strategies.base import Batches, Move, Plain, Proposal, Strategy, ask, check_count, gates
 
 PATIENCE = 6  # changes in a row that do not help, before the search ends

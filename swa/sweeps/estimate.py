@@ -16,7 +16,8 @@ from swa.examples import Example
 from swa.memory import GIB
 from swa.model import Model
 from swa.policy import AttentionPolicy
-from swa.problem import F64, CalibrationProblem
+from swa.problem import CalibrationProblem
+from swa.runs import F64
 from swa.sweeps.graph import FULL, SLIDING, Base, Choice, Graph, Heldout
 from swa.sweeps.model_sweep import ModelSweep
 from swa.sweeps.run import Examples, Models, model_sweeps, threads_of
