@@ -99,6 +99,15 @@ def best(benefit: F64, candidates: Iterable[int], size: int) -> tuple[int, ...]:
     return tuple(sorted(ranked[:size]))
 
 
+def helps(new: F64, old: F64) -> bool:
+    """Whether losses [N] are better than others of the same examples.
+
+    The mean must fall, and not by a few examples alone, which others would not repeat: it must fall
+    in at least as many as it rises in.
+    """
+    return bool(new.mean() < old.mean() and (new < old).sum() >= (new > old).sum())
+
+
 def gates(num_layers: int, layers: Sequence[int], weight: float = 1.0) -> F64:
     """float64 [L]: `weight` in these layers, 0 elsewhere."""
     alpha = np.zeros(num_layers)

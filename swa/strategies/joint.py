@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from swa.problem import Problem
-from swa.strategies.base import Move, Proposal, Strategy, best, check_count, gates
+from swa.strategies.base import Move, Proposal, Strategy, best, check_count, gates, helps
 from swa.strategies.frank_wolfe import FrankWolfe
 from swa.strategies.greedy import Forward
 from swa.strategies.rankings import Path
@@ -27,9 +27,10 @@ class Joint:
     No single strategy is safe: gradients at one end miss layers that help each other, those at the
     other end vanish where the model is certain, and gates in between leak. So first order (and the
     exact top-k where scores are there), Frank-Wolfe, greedy adding and the path propose, each from
-    a part of the examples; one pass an example measures each proposal; the best is improved by
-    swaps, and layers that do not lower the loss are dropped: the budget is an upper bound. On the
-    calibration examples it is never worse than first order or exact top-k.
+    a part of the examples, and one pass an example measures each. The better of first order and
+    exact top-k stands until another proposal, and then swaps, lower the mean loss, and not by a few
+    examples alone. Layers that do not lower the loss are dropped: the budget is an upper bound. On
+    the calibration examples it is never worse than first order or exact top-k.
 
     Args:
         prefills: most work, in prefills an example; None: the number of layers, which with a pass
@@ -52,7 +53,8 @@ class Joint:
         candidates = {NO_LAYER: (), FIRST_ORDER: best(-slope, layers, size)}
         if problem.known_deltas is not None:
             candidates["exact top-k"] = best(problem.known_deltas.mean(axis=0), layers, size)
-        losses = {name: _mean_loss(problem, chosen) for name, chosen in candidates.items()}
+        losses = {name: problem.loss(chosen) for name, chosen in candidates.items()}
+        start = min(losses, key=lambda name: losses[name].mean())
 
         price = problem.gradient_price(gates(problem.num_layers, layers, 0.5)) / n
         until = limit - SEARCH_SHARE * (limit - problem.cost.prefills)
@@ -63,18 +65,20 @@ class Joint:
             strategy = make(self.seed, int((share - 1) / price), n, size)
             if size > 0 and strategy is not None:
                 candidates[name] = strategy.propose(problem, size).layers
-                losses[name] = _mean_loss(problem, candidates[name])
+                losses[name] = problem.loss(candidates[name])
+                if helps(losses[name], losses[start]):
+                    start = name
 
         search = LocalSearch(
             problem,
-            candidates[min(losses, key=lambda name: losses[name])],
+            candidates[start],
             left=lambda: limit - problem.cost.prefills,
-            least=LEAST_GAIN * (losses[NO_LAYER] - min(losses.values())),
+            least=LEAST_GAIN * float((losses[NO_LAYER] - losses[start]).mean()),
         )
         search.improve(size)
         search.prune()
         search.improve(size)  # where pruning has made room
-        moves = [Move(name, candidates[name], loss=losses[name]) for name in candidates]
+        moves = [Move(name, candidates[name], loss=float(losses[name].mean())) for name in losses]
         return Proposal(search.layers, (*moves, *search.moves))
 
 
@@ -99,7 +103,3 @@ def _forward(seed: int, n_gradients: int, n: int, size: int) -> Strategy | None:
 
 # In the order in which they get their part of what is left of the work.
 PORTFOLIO = {"Frank-Wolfe": (0.6, _frank_wolfe), "forward": (0.5, _forward), "path": (1.0, _path)}
-
-
-def _mean_loss(problem: Problem, layers: tuple[int, ...]) -> float:
-    return float(problem.loss(layers).mean())

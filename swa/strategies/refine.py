@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from swa.policy import format_layers
 from swa.problem import Problem
 from swa.runs import F64
-from swa.strategies.base import Batches, Move, Plain, Proposal, Strategy, ask, check_count, gates
+from swa.strategies.base import (
+    Batches,
+    Move,
+    Plain,
+    Proposal,
+    Strategy,
+    ask,
+    check_count,
+    gates,
+    helps,
+)
 
 PATIENCE = 6  # changes in a row that do not help, before the search ends
 
@@ -131,12 +141,13 @@ class LocalSearch:
     def _try(
         self, change: Change, tried: set[tuple[int, ...]], ceiling: float | None = None
     ) -> bool:
-        """Make a change if the loss falls, or with a `ceiling` does not rise above that."""
+        """Make a change that helps, or with a `ceiling` one that does not rise above that."""
         layers = change.applied(self.layers)
         tried.add(layers)
         for part in self._parts:
-            rise = float((self.problem.loss(layers, part) - self.losses[part]).mean())
-            if rise >= 0 if ceiling is None else rise > ceiling - self.loss:
+            new, old = self.problem.loss(layers, part), self.losses[part]
+            rise = float((new - old).mean())
+            if not helps(new, old) if ceiling is None else rise > ceiling - self.loss:
                 return False
         self.layers, self.losses = layers, self.problem.loss(layers)
         self.moves.append(Move(str(change), layers, change.estimate, self.loss))
