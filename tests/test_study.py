@@ -13,8 +13,10 @@ import pytest
 from planted import Planted, planted_checkpoint
 
 import swa
+from swa.cost import Work
 from swa.errors import InputError, SwaError
 from swa.strategies import STRATEGIES
+from swa.sweeps.estimate import stage_seconds
 
 ROOT = Path(__file__).parent.parent
 path = sys.path[:]
@@ -192,6 +194,16 @@ def test_it_tells_how_long_it_takes(
     monkeypatch.setattr("swa.estimate.PROBE_SECONDS", 0.001)
     text = takes(new_study(tmp_path / "journal"))
     assert [line.split()[0] for line in text.splitlines()] == [*GROUPS, "all"]
+
+
+def test_what_is_done_takes_no_time(new_study: Callable[..., Study], tmp_path: Path) -> None:
+    study, speed = new_study(tmp_path / "journal", (TOPK, "path")), Work(1.0, 1.0)
+    (cell,) = (cell for cell in study.cells if cell.group == "headline")
+    before = stage_seconds(study.graph(cell), speed, study.store.results)
+    assert before == stage_seconds(study.graph(cell), speed) and min(before) > 0
+    study.run(["headline"])
+    after = stage_seconds(study.graph(cell), speed, study.store.results)
+    assert after == (0, 0, 0)
 
 
 def test_the_command(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ def main() -> None:
             path, QUICK if options.quick else FULL_SCALE, options.journal, threads=options.threads
         )
         if options.estimate:
+            if options.journal.exists():
+                study.load()
             print(takes(study))
             return
         if options.render:
@@ -80,7 +82,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: this one")
     parser.add_argument("--threads", type=int, default=0, help="of a worker; 0: all cores")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
-    parser.add_argument("--estimate", action="store_true", help="only say how long it takes")
+    parser.add_argument("--estimate", action="store_true", help="only say how long the rest takes")
     parser.add_argument("--render", action="store_true", help="only write the page")
     options = parser.parse_args()
     unknown = set((options.cells or "headline").split(",")) - set(TITLES)

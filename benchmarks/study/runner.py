@@ -243,11 +243,11 @@ class Study:
 
 
 def takes(study: Study) -> str:
-    """How long each group takes on this machine, from its work and a probe of the speed."""
+    """How long what is missing of each group takes on this machine, by a probe of its speed."""
     speed = measure_speed(study.model)
     hours: dict[str, float] = {}
     for cell in study.cells:
-        seconds = sum(stage_seconds(study.graph(cell), speed))
+        seconds = sum(stage_seconds(study.graph(cell), speed, study.store.results))
         hours[cell.group] = hours.get(cell.group, 0.0) + seconds / 3600
     lines = [f"{group:10} {own:5.1f} h" for group, own in hours.items()]
     note = "(at most: what groups share is counted in each)"

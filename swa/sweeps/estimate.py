@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from swa.model import Model
 from swa.policy import AttentionPolicy
 from swa.problem import CalibrationProblem
 from swa.runs import F64
-from swa.sweeps.graph import FULL, SLIDING, Base, Choice, Graph, Heldout
+from swa.sweeps.graph import FULL, SLIDING, Base, Choice, Graph, Heldout, Results
 from swa.sweeps.model_sweep import ModelSweep
 from swa.sweeps.run import Examples, Models, model_sweeps, threads_of
 from swa.sweeps.tasks import proposed
@@ -141,8 +142,11 @@ class StageSeconds(NamedTuple):
     evaluate: float
 
 
-def stage_seconds(graph: Graph, speed: Work) -> StageSeconds:
-    """Estimated from the work; `speed` in FLOP/s, as `measure_speed` finds it."""
+def stage_seconds(graph: Graph, speed: Work, done: Results = MappingProxyType({})) -> StageSeconds:
+    """Estimated from the work; `speed` in FLOP/s, as `measure_speed` finds it.
+
+    Tasks in `done` take nothing.
+    """
     model = graph.model
     n_layers = len(model.selectable_layers)
 
@@ -160,8 +164,10 @@ def stage_seconds(graph: Graph, speed: Work) -> StageSeconds:
     for base in dict.fromkeys(choice.base for choice in graph.choices):
         choices = [choice for choice in graph.choices if choice.base is base]
         if any(choice.takes_scores for choice in choices):
-            score += seconds(work for task in base.scoring for work in task.work.work(model.config))
-        select += _prefills(model, choices) * passes(base.policy, base.examples, n_layers)
+            tasks = [task for task in base.scoring if task.key not in done]
+            score += seconds(work for task in tasks for work in task.work.work(model.config))
+        left = [choice for choice in choices if graph.selection(choice).key not in done]
+        select += _prefills(model, left) * passes(base.policy, base.examples, n_layers)
     evaluate = 0.0
     seen_full = set[Heldout]()  # under all policies the same
     for point in graph.points:
@@ -170,8 +176,11 @@ def stage_seconds(graph: Graph, speed: Work) -> StageSeconds:
         size = point.choice.size if isinstance(point.choice, Choice) else None
         if point.choice == SLIDING:
             size = 0
+        known = {task.example_hash for task in graph.evaluations(point, done) if task.key in done}
+        heldout = zip(point.heldout.examples, point.heldout.hashes, strict=True)
+        examples = [example for example, its_hash in heldout if its_hash not in known]
         # As many as it takes may be all.
-        evaluate += passes(point.policy, point.heldout.examples, n_layers if size is None else size)
+        evaluate += passes(point.policy, examples, n_layers if size is None else size)
         if point.choice == FULL:
             seen_full.add(point.heldout)
     return StageSeconds(score, select, evaluate)
