@@ -132,12 +132,14 @@ class Adaptive:
 def shuffled_units(tasks: Sequence[str], seed: int) -> list[tuple[int, ...]]:
     """The examples, by index, in the random order that the rules need, a tuple for each unit.
 
-    Where all tasks have equally many examples, that is a design: a unit is one of each.
+    Where all tasks have equally many examples, that is a design: a unit is one of each. Not where
+    that would leave too few units to tell anything from.
     """
     groups: dict[str, list[int]] = {}
     for index, task in enumerate(tasks):
         groups.setdefault(task, []).append(index)
-    if len({len(members) for members in groups.values()}) > 1:
+    sizes = {len(members) for members in groups.values()}
+    if len(sizes) > 1 or min(sizes) < MIN_UNITS:
         groups = {"": list(range(len(tasks)))}
     bits = np.random.PCG64(seed)  # raw, since NumPy keeps that stream for all time
     shuffled = [

@@ -13,7 +13,7 @@ from swa.errors import ExampleError, InputError, PolicyError, ScoresError
 from swa.examples import content_hash
 from swa.files import read_document, write_text
 from swa.grading import JUDGED, Grading, Judge, score_reply
-from swa.layer_scores import mean
+from swa.layer_scores import mean, read_number
 from swa.policy import AttentionPolicy
 
 if TYPE_CHECKING:
@@ -200,7 +200,10 @@ class Evaluation:
 
 
 def _numbers(values: Iterable[Any]) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
+    numbers = tuple(map(read_number, values))
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a value is not finite")
+    return numbers
 
 
 _TEXT_KEYS = ("model_name", "model_fingerprint", "dtype", "examples_hash")

@@ -203,7 +203,8 @@ def pareto(
         journal: as for `swa.select`, with which it may be shared.
 
     Raises:
-        InputError: a size that the model does not have; an unknown strategy or objective.
+        InputError: a size that the model does not have; an unknown strategy or objective; a length
+            or a seed that is none.
         PolicyError: a policy that does not fit the model, or has chosen its layers.
         ExampleError: no example carries a signal under every policy.
         ScoresError, OSError: of the journal, as `swa.select`.
@@ -213,7 +214,10 @@ def pareto(
     most = len(model.selectable_layers)
     wanted = range(most + 1) if sizes is None else sizes
     checked = sorted({checked_integer(size, "a size", 0, most) for size in wanted})
-    length = prompt_tokens or max(example.prompt_len for example in used)
+    seed = checked_integer(seed, "seed", 0)
+    length = max(example.prompt_len for example in used)
+    if prompt_tokens is not None:
+        length = checked_integer(prompt_tokens, "prompt_tokens", 1)
     chosen = resolve(strategy, seed=seed)
     points: list[ParetoPoint] = []
     spent, full = Cost(), tuple[float, ...]()

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
@@ -108,7 +109,7 @@ class LayerScores:
         for name in ("selectable_layers", "base"):
             layers = getattr(self, name)
             _require(
-                list(layers) == sorted(set(layers) & set(range(n_layers))),
+                are_ascending(layers, n_layers),
                 f"{name} must be ascending layers of 0..{n_layers - 1}, not {list(layers)}",
             )
         _require(
@@ -352,6 +353,11 @@ class LayerScores:
         if error is not None and interval is not None:
             row += f"     {error:.5f}  [{interval[0]:+.5f}, {interval[1]:+.5f}]"
         return row
+
+
+def are_ascending(layers: Sequence[int], n_layers: int) -> bool:
+    """Whether these are different layers of 0..n_layers - 1, ascending."""
+    return all(a < b for a, b in pairwise((-1, *layers, n_layers)))
 
 
 def checked_integer(value: object, name: str, minimum: int, maximum: float = math.inf) -> int:

@@ -8,6 +8,7 @@ once they are known, so strategies that ask again pay nothing.
 from __future__ import annotations
 
 import hashlib
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from copy import copy
@@ -75,14 +76,17 @@ class Problem(Protocol):
         """
 
     @property
-    def known_deltas(self) -> F64 | None:
-        """float64 [M, L]: a single-layer sweep that needs no work any more; None if there is none.
+    def known_ranking(self) -> tuple[int, ...] | None:
+        """The layers by a single-layer sweep that needs no work any more, the best first.
 
-        M examples, not always the N; 0 in layers without a delta.
+        None if there is none.
         """
 
     def deltas(self) -> F64:
-        """`known_deltas`, measured on the N examples if need be."""
+        """float64 [M, L]: that sweep, made on the N examples if need be.
+
+        M examples, not always the N; 0 in layers without a delta.
+        """
 
     def loss(self, full_layers: Iterable[int], examples: Sequence[int] | None = None) -> F64:
         """float64 [n]: the exact loss with these layers full and all others sliding.
@@ -191,9 +195,12 @@ class RecordingProblem(ABC):
         return self._runs.spent
 
     @property
-    def known_deltas(self) -> F64 | None:
-        """float64 [M, L], given or measured; None where there is none."""
-        return self.deltas() if self._swept else self._given_deltas
+    def known_ranking(self) -> tuple[int, ...] | None:
+        """The selectable layers by mean delta, given or measured; None where there is none."""
+        if self._given_deltas is None and not self._swept:
+            return None
+        means = self.deltas().mean(axis=0)
+        return tuple(sorted(self.selectable, key=lambda layer: (-means[layer], layer)))
 
     def deltas(self) -> F64:
         """float64 [M, L]: single-layer deltas, given or measured."""
@@ -205,20 +212,18 @@ class RecordingProblem(ABC):
 
     def loss(self, full_layers: Iterable[int], examples: Sequence[int] | None = None) -> F64:
         """float64 [n]: exact losses of a selection on the n examples (None: all)."""
-        layers = frozenset(full_layers)
+        layers = frozenset(map(operator.index, full_layers))  # of NumPy, too
         if strangers := layers - set(self.selectable):
             raise InputError(
                 f"layers [{format_layers(strangers)}] cannot be selected: this model's can in"
                 f" [{format_layers(self.selectable)}]"
             )
-        indices = range(self.n_examples) if examples is None else examples
-        return np.array([self._loss(layers, index) for index in indices])
+        return np.array([self._loss(layers, index) for index in self._indices(examples)])
 
     def gradient(self, alpha: F64, examples: Sequence[int] | None = None) -> tuple[F64, F64]:
         """Losses float64 [n], gradients float64 [n, L] on the n examples (None: all)."""
         gates = np.array(alpha, dtype=np.float64)
-        indices = range(self.n_examples) if examples is None else examples
-        found = [self._gradient(gates, index) for index in indices]
+        found = [self._gradient(gates, index) for index in self._indices(examples)]
         return np.array([loss for loss, _ in found]), np.array([slope for _, slope in found])
 
     def gradient_price(self, alpha: F64) -> float:
@@ -234,6 +239,10 @@ class RecordingProblem(ABC):
         other = copy(self)
         other._charged, other._cost, other._swept = set(), NOTHING, False
         return other
+
+    def _indices(self, examples: Sequence[int] | None) -> Sequence[int]:
+        every = range(self.n_examples)
+        return every if examples is None else [every[index] for index in examples]
 
     def _loss(self, layers: frozenset[int], index: int) -> float:
         self._charge(("prepared", index), self.prepare(index))
@@ -362,6 +371,11 @@ class CalibrationProblem(RecordingProblem):
             runs=Runs(progress, journal, self._identity() if journal else ""),
         )
 
+    @property
+    def known_ranking(self) -> tuple[int, ...] | None:
+        """The selectable layers by the scores given, or by mean delta; None where there is none."""
+        return super().known_ranking if self.scores is None else self.scores.ranking
+
     def run_loss(self, full_layers: frozenset[int], index: int) -> float:
         return self.hybrid_loss(self.policy, full_layers, index)
 
@@ -464,7 +478,8 @@ class ScoresProblem:
         self.selectable = scores.selectable_layers
         self.n_examples = len(scores.tasks)
         self.tasks = scores.tasks
-        self.known_deltas: F64 | None = _delta_table(scores)
+        self.known_ranking: tuple[int, ...] | None = (*scores.fixed_layers, *scores.ranking)
+        self._deltas = _delta_table(scores)
         self.cost = NOTHING
 
     def fresh(self) -> ScoresProblem:
@@ -474,8 +489,7 @@ class ScoresProblem:
         return 0.0
 
     def deltas(self) -> F64:
-        assert self.known_deltas is not None
-        return self.known_deltas
+        return self._deltas
 
     def loss(self, full_layers: Iterable[int], examples: Sequence[int] | None = None) -> F64:
         raise InputError(

@@ -25,6 +25,7 @@ Strata = tuple[tuple[int, ...], ...]  # indices of the examples of each
 
 FEW_FREEDOM = 4  # of five examples: that of four misses a symmetric centre one time in eight
 MAX_BOOTSTRAP = 1_000_000  # so that a hostile file cannot ask for all memory
+DUST = 1e-12  # of the largest value: rounding of sums
 LARGEST_FREEDOM = 500  # beyond, Student's t is normal to three digits
 
 
@@ -63,6 +64,8 @@ def resampled_means(values: F64, strata: Strata, *, n_bootstrap: int, seed: int)
             raw = bits.random_raw(n_bootstrap) >> np.uint64(32)
             sums += rows[(raw * np.uint64(len(members)) >> np.uint64(32)).astype(np.intp)]
         means += sums * (len(members) / len(values) / n_draws)
+    # What is left of sums that cancel is no evidence: 0/1 values often have a mean of just 0.
+    means[np.abs(means) < DUST * np.abs(values).max(axis=0)] = 0.0
     return means
 
 

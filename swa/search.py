@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from swa.errors import ScoresError
 from swa.gates import OBJECTIVES, Objective
-from swa.layer_scores import mean, read_integer, read_number
+from swa.layer_scores import are_ascending, mean, read_integer, read_number
 from swa.policy import AttentionPolicy, format_layers
 from swa.runs import Cost
 from swa.strategies import Move
@@ -61,13 +62,14 @@ class Search:
         _require(self.objective in OBJECTIVES, f"unknown objective {self.objective!r}")
         n, layers = len(self.tasks), self.selectable_layers
         _require(
-            list(layers) == sorted(set(layers) & set(range(self.num_hidden_layers))),
+            are_ascending(layers, self.num_hidden_layers),
             f"selectable_layers must be ascending layers of 0..{self.num_hidden_layers - 1}",
         )
         for name in ("loss_full", "loss_sliding", "loss_first_order", "loss_chosen"):
             losses = getattr(self, name)
             _require(
-                losses is None or len(losses) == n > 0, f"{name} must have one value an example"
+                losses is None or (len(losses) == n > 0 and all(map(math.isfinite, losses))),
+                f"{name} must have one finite value an example",
             )
 
     def check(self, layers: Sequence[int]) -> None:
@@ -113,8 +115,8 @@ class Search:
         )
         values = dict(data)
         try:
-            for name in ("num_hidden_layers", "size"):
-                values[name] = None if data[name] is None else read_integer(data[name])
+            values["num_hidden_layers"] = read_integer(data["num_hidden_layers"])
+            values["size"] = None if data["size"] is None else read_integer(data["size"])
             for name in ("model_name", "model_fingerprint", "dtype", "tier", "version"):
                 values[name] = str(data[name])
             values["selectable_layers"] = tuple(map(read_integer, data["selectable_layers"]))

@@ -131,7 +131,8 @@ class Selection:
             search = Search.from_dict(search, replace(policy, layer_types=None))
         layers = policy.full_attention_layers or ()
         selection = cls(layers, budget, scores, search, str(origin.get("strategy")))
-        if selection.policy != policy:
+        same_length = len(policy.layer_types or ()) == selection.num_hidden_layers
+        if not same_length or selection.policy != policy:
             raise ScoresError("the policy is not the one that was scored")
         return selection
 

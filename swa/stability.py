@@ -221,8 +221,9 @@ def rank_agreement(
     """Compare two sets of scores: other lengths, windows, domains, or methods.
 
     Args:
-        first, second: of models with as many layers; what only one of them scores is left out.
-        budget: what counts as the top.
+        first, second: of models with as many layers; what only one of them scores is left out of
+            the correlation, its ceiling and the ratio.
+        budget: what counts as the top; layers full in both bases are among the same.
         seed: of the splits into halves behind `ceiling`.
 
     Raises:
@@ -237,7 +238,8 @@ def rank_agreement(
     if not common:
         raise InputError("the scores have no layer in common")
     a, b = (np.array([s.delta[layer] for layer in common], dtype=float) for s in (first, second))
-    reliabilities = [reliability(scores, seed=seed) for scores in (first, second)]
+    seed = checked_integer(seed, "seed", 0)
+    reliabilities = [reliability(scores, seed=seed, layers=common) for scores in (first, second)]
     known = [r for r in reliabilities if r is not None]
     size = budget.resolve(first.num_hidden_layers)
     tops = [set(top_layers(scores, size)) for scores in (first, second)]
@@ -251,19 +253,21 @@ def rank_agreement(
     )
 
 
-def reliability(scores: LayerScores, *, seed: int = 0) -> float | None:
+def reliability(
+    scores: LayerScores, *, seed: int = 0, layers: Sequence[int] | None = None
+) -> float | None:
     """Rank correlation to expect between these scores and those of as many other examples, 0 to 1.
 
     The mean over random splits of the examples into halves (within tasks), stepped up to the whole
     by Spearman and Brown's formula. None for fewer than four examples, where all deltas agree, or
-    where an adaptive sweep left out some.
+    where an adaptive sweep left out some. Of these layers alone (None: all that are scored).
     """
-    if len(scores.tasks) < 4 or np.isnan(scores.table).any():
+    scored = scores.scored_layers
+    table = scores.table[:, [scored.index(layer) for layer in (layers or scored)]]
+    if len(scores.tasks) < 4 or np.isnan(table).any():
         return None
     chosen = _halves(strata_of(scores.tasks), seed)
-    halves = [
-        which @ scores.table / which.sum(axis=1, keepdims=True) for which in (chosen, 1 - chosen)
-    ]
+    halves = [which @ table / which.sum(axis=1, keepdims=True) for which in (chosen, 1 - chosen)]
     found = _correlations(*map(average_ranks, halves))
     found = found[~np.isnan(found)]
     if not len(found):

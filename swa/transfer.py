@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swa.budget import Budget
-from swa.errors import InputError
+from swa.errors import ExampleError, InputError
 from swa.evaluation import evaluate
 from swa.examples import Example
+from swa.layer_scores import checked_integer
 from swa.policy import AttentionPolicy, format_layers
-from swa.score import layer_scores, run_tasks, sweep_tasks
+from swa.score import check_policy, layer_scores, run_tasks, sweep_tasks
 from swa.selection import top_layers
 from swa.statistics import GapClosed, gap_closed_bootstrap
 
@@ -130,16 +132,28 @@ def transfer_matrix(
 
     Raises:
         InputError: no domains, or one named "all"; as `score_layers`.
-        ExampleError, PolicyError, ScoresError: as `score_layers` and `evaluate`.
+        ExampleError: a domain without held-out examples, or whose calibration examples carry no
+            signal.
+        PolicyError, ScoresError: as `score_layers` and `evaluate`.
     """
     if not domains or ALL in domains:
         raise InputError(f'give at least one domain, and none of the name "{ALL}"')
+    seed = checked_integer(seed, "seed", 0)
+    check_policy(policy, model.config.num_hidden_layers)
+    for name, domain in domains.items():  # before anything is run
+        if not domain.heldout:
+            raise ExampleError(f"the domain {name!r} has no held-out examples to evaluate on")
+        telling = (policy.carries_signal(e.prompt_len, e.answer_len) for e in domain.calibration)
+        if choose is None and not any(telling):
+            raise ExampleError(f"no calibration example of the domain {name!r} carries a signal")
     pools = {name: list(domain.calibration) for name, domain in domains.items()}
     if len(pools) > 1:
         pools[ALL] = [example for pool in pools.values() for example in pool]
     if choose is None:
         choose = _exact(model, pools, policy, budget, progress)
-    layers = {name: tuple(sorted(choose(pool))) for name, pool in pools.items()}
+    layers = {
+        name: tuple(sorted(map(operator.index, choose(pool)))) for name, pool in pools.items()
+    }
 
     n_layers = model.config.num_hidden_layers
     full, sliding = {}, {}
@@ -177,15 +191,12 @@ def _exact(
     """The paper's choice, from one sweep over the examples of all pools."""
     every = list(dict.fromkeys(example for pool in pools.values() for example in pool))
     tasks, _ = sweep_tasks(model, every, policy, "restore", None)
-    results = dict(
-        zip((t.example for t in tasks), run_tasks(model, tasks, progress=progress), strict=True)
-    )
     size = budget.resolve(model.config.num_hidden_layers)
+    results = run_tasks(model, tasks, progress=progress)
+    known = {t.example: (t, result) for t, result in zip(tasks, results, strict=True)}
 
     def choose(examples: Sequence[Example]) -> Sequence[int]:
-        mine = [task for task in tasks if task.example in set(examples)]
-        if not mine:
-            raise InputError("no calibration example of a domain carries a signal")
-        return top_layers(layer_scores(model, mine, [results[t.example] for t in mine]), size)
+        mine = [known[example] for example in examples if example in known]  # repeats count again
+        return top_layers(layer_scores(model, *map(list, zip(*mine, strict=True))), size)
 
     return choose

@@ -233,7 +233,8 @@ class _Search:
     def best(self, value: F64) -> Assignment:
         """The assignment of the largest sum of values [L, C] that fits."""
         value = value.copy()
-        value[self.fixed, 1:] = -np.inf
+        value[self.fixed] = -np.inf
+        value[self.fixed, 0] = 0.0
         return knapsack(value, self.price, self.limit)
 
     def measure(self, what: str, choice: Assignment, estimate: float | None = None) -> bool:

@@ -14,7 +14,7 @@ from planted import Planted, planted_checkpoint
 
 import swa
 from swa.controls import LengthControls, length_controls, shrunk
-from swa.errors import InputError
+from swa.errors import ExampleError, InputError
 from swa.evaluation import Evaluation
 from swa.examples import Example
 from swa.transfer import Domain, transfer_matrix
@@ -203,6 +203,30 @@ def test_a_choice_of_ones_own(worlds: Worlds) -> None:
     found = transfer_matrix(worlds, domains, swa.AttentionPolicy(8), TOP3, choose=choose)
     assert seen == [6, 6, 12] and worlds.sweeps == []
     assert found.layers["all"] == (2, 4) and found.closed["a"]["b"].share == pytest.approx(0)
+
+
+def test_examples_given_again_count_again(worlds: Worlds) -> None:
+    mixed = [*domain("a", 0, 1), *domain("b", 0, 3)]
+    one = swa.Budget(full_attention_layers=1)
+    for pool, expected in ((mixed, (3,)), (mixed[:1] * 9 + mixed[1:], (1,))):
+        domains = {"mixed": Domain(pool, domain("a", 50))}
+        assert transfer_matrix(worlds, domains, swa.AttentionPolicy(8), one).layers == {
+            "mixed": expected
+        }
+        scores = swa.score_layers(worlds, pool, swa.AttentionPolicy(8))
+        assert swa.select(scores, one).layers == expected
+
+
+def test_what_is_wrong_is_found_before_anything_is_run(worlds: Worlds) -> None:
+    good, short = Domain(domain("a", 0), domain("a", 50)), [Example((1, 2, 3), (1,), "a")]
+    for domains, settings, message in (
+        ({"a": good, "b": Domain(short, good.heldout)}, {}, "domain 'b' carries a signal"),
+        ({"a": good, "b": Domain(good.calibration, [])}, {}, "'b' has no held-out examples"),
+        ({"a": good}, {"seed": -1}, "seed must be"),
+    ):
+        with pytest.raises((ExampleError, InputError), match=message):
+            transfer_matrix(worlds, domains, swa.AttentionPolicy(8), TOP3, **settings)
+    assert worlds.sweeps == []
 
 
 def test_domains_that_cannot_be_told_apart_are_refused(worlds: Worlds) -> None:

@@ -34,6 +34,7 @@ from swa.reporting import render, score_command
 from swa.score import score_layers
 from swa.selection import select
 from swa.stability import reliability, selection_stability
+from swa.strategies import STRATEGIES
 
 POLICY = AttentionPolicy(sliding_window=8)
 TOP2 = Budget(full_attention_layers=2)
@@ -253,6 +254,19 @@ def test_tasks_of_other_sizes_are_shuffled_as_they_come() -> None:
     assert 2 <= early <= 8
 
 
+@pytest.mark.parametrize("each", [1, 2])
+def test_tasks_of_too_few_examples_are_taken_together(each: int) -> None:
+    """Or a sweep of them could never end."""
+    tasks = [str(i // each) for i in range(64)]
+    assert sorted(shuffled_units(tasks, 0)) == [(i,) for i in range(64)]
+    rule = StoppingRule(AdaptiveStop(TOP2), range(8), 2, 0, tasks, 0)
+    worth = np.random.default_rng(0).normal([1, 1, 0, 0, 0, 0, 0, 0], 0.05, (64, 8))
+    for unit in rule.units:
+        if not rule.is_decided:
+            rule.observe({i: worth[i].tolist() for i in unit}, 1.0)
+    assert rule.is_decided and len(rule.record(1.0).examples) < 12
+
+
 # ---- sweeps
 
 
@@ -322,6 +336,33 @@ def test_strategies_see_the_mean_of_what_was_measured() -> None:
     scores = adaptive(Close(), stop=AdaptiveStop(Budget(full_attention_layers=1), tolerance=0))
     assert np.isnan(scores.table).any()
     np.testing.assert_allclose(ScoresProblem(scores).deltas().mean(axis=0), scores.delta)
+
+
+@pytest.mark.parametrize("seed", [8, 13])
+def test_searches_take_the_ranking_of_what_was_settled(seed: int) -> None:
+    """Means over few examples do not compare with those over all: they would choose others."""
+
+    class Skewed(FakeModel):
+        def per_token(self, example: Any, full_layers: Any) -> Any:
+            rng = np.random.RandomState(1000 * seed + example.prompt_ids[0])
+            worth = rng.lognormal(sigma=0.7) * np.array([1, 0.8, 0.79, 0.1, 0.1, 0.1])
+            worth += 0.05 * rng.normal(size=6)
+            return np.full(example.answer_len, 9.0 - worth[sorted(full_layers)].sum())
+
+    model: Any = Skewed(6)
+    examples = [swa.Example(e.prompt_ids, e.answer_ids) for e in make_examples(40)]
+    stop = AdaptiveStop(TOP2, tolerance=0.0)
+    scores = score_layers(model, examples, POLICY, stop=stop, seed=seed)
+    means = np.array(ScoresProblem(scores).deltas().mean(axis=0))
+    expected = select(scores, TOP2).layers
+    assert expected != tuple(sorted(np.argsort(-means)[:2].tolist()))
+    for strategy in (STRATEGIES["topk"](), "topk"):
+        assert select(scores, TOP2, strategy=strategy).layers == expected
+        found = select(model, examples, POLICY, TOP2, scores=scores, strategy=strategy)
+        assert found.layers == expected
+    joint = select(model, examples, POLICY, TOP2, scores=scores)
+    assert joint.search is not None and found.search is not None
+    assert np.mean(joint.search.loss_chosen) <= np.mean(found.search.loss_chosen)
 
 
 def test_the_ranking_follows_what_was_settled() -> None:

@@ -56,7 +56,7 @@ def test_an_account_of_its_own_is_as_if_nothing_had_been_known() -> None:
     problem = pose()
     problem.deltas()
     other = problem.fresh()
-    assert other.cost == Cost() and other.known_deltas is None
+    assert other.cost == Cost() and other.known_ranking is None
     other.loss([2]), other.loss([2])
     once = pose()
     once.loss([2])
@@ -67,11 +67,11 @@ def test_an_account_of_its_own_is_as_if_nothing_had_been_known() -> None:
 def test_deltas_are_the_sweeps() -> None:
     model: Any = FakeModel(native=[3])
     problem = pose(model)
-    assert problem.known_deltas is None
+    assert problem.known_ranking is None
     scores = score_layers(model, make_examples(3), POLICY)
     expected = np.array(scores.delta_per_example, float)
     np.testing.assert_array_equal(problem.deltas(), np.nan_to_num(expected))
-    np.testing.assert_array_equal(problem.known_deltas, problem.deltas())
+    assert problem.known_ranking == scores.ranking
     paid = problem.cost
     problem.loss([]), problem.loss([4])  # runs of the sweep
     assert problem.cost == paid

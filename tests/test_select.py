@@ -17,7 +17,7 @@ from swa.errors import InputError, PolicyError, ScoresError
 from swa.layer_scores import mean
 from swa.policy import AttentionPolicy
 from swa.score import score_layers
-from swa.strategies import STRATEGIES, Proposal, resolve
+from swa.strategies import STRATEGIES, Move, Proposal, resolve
 from swa.strategies.fewest import fewest
 
 POLICY = AttentionPolicy(sliding_window=8, num_sink_tokens=2)
@@ -105,6 +105,23 @@ def test_strategies_of_ones_own() -> None:
     assert swa.select(scores, TWO, strategy=mine).layers == (3,)
 
 
+@pytest.mark.parametrize("journal", [False, True])
+def test_layers_may_be_numbers_of_numpy(journal: bool, tmp_path: Path) -> None:
+    def steepest(problem: Any, size: int) -> Proposal:
+        _, slope = problem.gradient(np.zeros(problem.num_layers), np.arange(2))
+        layers = np.argsort(slope.mean(axis=0))[:size]
+        loss = problem.loss(layers, np.arange(2)).mean().astype(np.float32)
+        return Proposal(layers, (Move("steepest", layers, slope.min(), loss),))
+
+    chosen = select(strategy=steepest, journal=tmp_path / "j" if journal else None)
+    chosen.save(tmp_path / "policy.json")
+    assert swa.Selection.load(tmp_path / "policy.json") == chosen
+    found = swa.pareto(FakeModel(9), EXAMPLES, POLICY, strategy=steepest, sizes=[0, 2])  # type: ignore[arg-type]
+    found.save(tmp_path / "pareto.json")
+    with pytest.raises(InputError, match=r"proposed \[0.5, 1\]: not numbers of layers"):
+        select(strategy=lambda problem, size: [0.5, 1])
+
+
 def test_scores_alone_serve_strategies_that_need_no_more(tmp_path: Path) -> None:
     scores = score_layers(FakeModel(9), EXAMPLES, POLICY)
     chosen = swa.select(scores, TWO, strategy="last")
@@ -169,11 +186,14 @@ def test_old_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("search", "loss_full"), [1.0], "loss_full must have one value an example"),
+        (("search", "loss_full"), [1.0], "loss_full must have one finite value an example"),
         (("search", "loss_full"), "no", "search is not valid"),
         (("search", "objective"), "bleu", "unknown objective"),
         (("search", "size"), 1, "up to 1 ascending"),
         (("search", "size"), None, None),
+        (("search", "num_hidden_layers"), None, "search is not valid"),
+        (("search", "num_hidden_layers"), 10**12, "not the one that was scored"),
+        (("search", "loss_full"), [10**400] * 4, "one finite value an example"),
         (("search", "cost"), {"prefills": "many"}, "search is not valid"),
         (("search", "trace"), [{"what": "add"}], "search is not valid"),
         (("search", "extra"), 1, "a search has the keys"),

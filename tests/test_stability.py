@@ -144,6 +144,21 @@ def test_agreement_counts_what_is_shared() -> None:
     assert "1 of 2 top layers" in repr(found)
 
 
+def test_the_ceiling_is_of_the_layers_compared() -> None:
+    """Clear layers that only one of the two scores say nothing about the others' noise."""
+    deltas = [3.0, 2.0, 1.0, *(0.0,) * 9]
+    first, other = noisy(deltas, 1.0, 24), noisy(deltas, 1.0, 24, 1)
+    rows = tuple((None, None, None, *row[3:]) for row in other.delta_per_example)
+    second = dataclasses.replace(other, base=(0, 1, 2), delta_per_example=rows)
+    found = rank_agreement(first, second, Budget(full_attention_layers=6))
+    alone = reliability(first, layers=range(3, 12))
+    assert found.ceiling is not None and alone is not None
+    assert found.ceiling == pytest.approx((alone * (reliability(second) or 0)) ** 0.5)
+    assert (reliability(first) or 0) > found.ceiling + 0.2
+    with pytest.raises(InputError, match="seed must be"):
+        rank_agreement(first, second, TOP2, seed=-1)
+
+
 def test_nothing_to_compare_is_refused() -> None:
     four, five = with_table([[1.0] * 4] * 2), with_table([[1.0] * 5] * 2)
     with pytest.raises(InputError, match="4 and 5 layers"):

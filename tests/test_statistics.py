@@ -31,6 +31,26 @@ def coverage(draw: Any, truth: float, *, tasks: Any = None, runs: int = 400) -> 
     return tuple(hits / runs)
 
 
+def test_sums_that_cancel_are_no_evidence() -> None:
+    """Of answers right or wrong, resamples often differ by just 0: exactly, as in integers."""
+    rng = np.random.default_rng(0)
+    tasks = [f"t{i}" for i in range(11) for _ in range(8)]
+    strata, on_zero = strata_of(tasks), 0
+    for _ in range(40):
+        differences = rng.choice([-1.0, 0.0, 1.0], size=88, p=[0.02, 0.90, 0.08])
+        found = paired_bootstrap(
+            differences, np.zeros(88), tasks=tasks, higher_is_better=True, n_bootstrap=500
+        )
+        whole = np.rint(
+            88 * 7 / 8 * resampled_means(differences[:, None], strata, n_bootstrap=500, seed=0)
+        )
+        assert found.probability == (whole > 0).mean() + (whole == 0).mean() / 2
+        assert found.interval is not None
+        on_zero += found.interval[0] == 0
+        assert found.interval[0] <= 0 or found.interval[0] > 1e-4
+    assert on_zero > 2
+
+
 def test_intervals_of_few_examples_cover_as_often_as_they_say() -> None:
     """The reason for not taking the textbook's percentiles."""
     ours, plain = coverage(lambda rng: rng.normal(0.3, 1, 8), 0.3)

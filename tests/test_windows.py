@@ -146,6 +146,9 @@ def test_layers_that_cannot_be_selected_stay(tiny: Any) -> None:
     assert price(chosen.policy, chosen.layers) <= limit
     windows = chosen.policy.sliding_window
     assert isinstance(windows, tuple) and windows[2:] == (8, 8)
+    assert chosen.search is not None
+    proposed = [move.what for move in chosen.search.trace if "and full: " in move.what]
+    assert {text.split(" and ")[0] for text in proposed} >= {"16", "32"}
 
 
 @pytest.mark.parametrize(

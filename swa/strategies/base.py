@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -10,6 +11,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from swa.errors import InputError
+from swa.layer_scores import checked_integer
 from swa.policy import format_layers
 from swa.problem import Problem
 from swa.runs import F64, NOTHING, Cost
@@ -27,6 +29,12 @@ class Move:
     """Estimated change of the mean loss, nats per answer token."""
     loss: float | None = None
     """Measured mean loss afterwards, nats per answer token."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(map(operator.index, self.layers)))
+        for name in ("estimate", "loss"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
 
     def __str__(self) -> str:
         parts = [self.what]
@@ -82,7 +90,13 @@ def ask(strategy: Strategy | Plain, problem: Problem, size: int) -> Proposal:
     asked = strategy.propose if isinstance(strategy, Strategy) else strategy
     answer = asked(problem, size)
     made = answer if isinstance(answer, Proposal) else Proposal(tuple(answer))
-    layers = tuple(sorted(made.layers))
+    try:
+        layers = tuple(sorted(map(operator.index, made.layers)))  # of NumPy, too
+    except TypeError as error:
+        raise InputError(
+            f"the strategy {strategy!r} proposed {list(made.layers)}: not numbers of layers"
+            f" ({error})"
+        ) from None
     if len(set(layers)) != len(layers) or not set(layers) <= set(problem.selectable):
         raise InputError(
             f"the strategy {strategy!r} proposed {list(made.layers)}: not different layers of"
@@ -143,7 +157,7 @@ class Batches:
         return sorted(taken)
 
 
-def check_count(value: int | None, name: str) -> None:
-    """Raises InputError: a setting of a strategy that must be a positive integer is not."""
-    if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
-        raise InputError(f"{name} must be an integer >= 1, not {value!r}")
+def check_count(value: int | None, name: str, least: int = 1) -> None:
+    """Raises InputError: a setting of a strategy is no integer, or less than it may be."""
+    if value is not None:
+        checked_integer(value, name, least)

@@ -33,6 +33,7 @@ class FrankWolfe:
     def __post_init__(self) -> None:
         check_count(self.steps, "steps")
         check_count(self.batch, "batch")
+        check_count(self.seed, "seed", 0)
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in 0..1, without 1, not {self.momentum!r}")
 

@@ -26,6 +26,7 @@ class Forward:
     def __post_init__(self) -> None:
         check_count(self.each, "each")
         check_count(self.batch, "batch")
+        check_count(self.seed, "seed", 0)
 
     def propose(self, problem: Problem, size: int) -> Proposal:
         batches, moves = Batches(problem.tasks, self.batch, self.seed), []
@@ -60,6 +61,7 @@ class Backward:
     def __post_init__(self) -> None:
         check_count(self.rounds, "rounds")
         check_count(self.batch, "batch")
+        check_count(self.seed, "seed", 0)
 
     def propose(self, problem: Problem, size: int) -> Proposal:
         if problem.objective == "kl":

@@ -44,6 +44,7 @@ class Joint:
 
     def __post_init__(self) -> None:
         check_count(self.prefills, "prefills")
+        check_count(self.seed, "seed", 0)
 
     def propose(self, problem: Problem, size: int) -> Proposal:
         limit = problem.cost.prefills + (self.prefills or problem.num_layers)
@@ -51,8 +52,8 @@ class Joint:
         none_full = np.zeros(problem.num_layers)
         slope = problem.gradient(none_full)[1].mean(axis=0)
         candidates = {NO_LAYER: (), FIRST_ORDER: best(-slope, layers, size)}
-        if problem.known_deltas is not None:
-            candidates["exact top-k"] = best(problem.known_deltas.mean(axis=0), layers, size)
+        if problem.known_ranking is not None:
+            candidates["exact top-k"] = tuple(sorted(problem.known_ranking[:size]))
         losses = {name: problem.loss(chosen) for name, chosen in candidates.items()}
         start = min(losses, key=lambda name: losses[name].mean())
 

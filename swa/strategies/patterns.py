@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from swa.errors import InputError
 from swa.patterns import first, last, periodic, periodic_choices
 from swa.problem import Problem
-from swa.strategies.base import Move, Proposal
+from swa.strategies.base import Move, Proposal, check_count
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class Random:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise InputError(f"seed must be >= 0, not {self.seed}")
+        check_count(self.seed, "seed", 0)
 
     def propose(self, problem: Problem, size: int) -> Proposal:
         # Raw bits, since NumPy keeps that stream for all time.

@@ -17,7 +17,12 @@ class TopK:
 
     def propose(self, problem: Problem, size: int) -> Proposal:
         deltas = problem.deltas().mean(axis=0)
-        return _ranked(problem, deltas, size, "largest deltas")
+        # Not always that of the means: an adaptive sweep has fewer examples of layers far from
+        # the top.
+        ranking = problem.known_ranking or ()
+        layers = tuple(sorted(ranking[:size]))
+        move = Move("largest deltas", layers, -float(deltas[list(layers)].sum()))
+        return Proposal(layers, (move,))
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Path:
     def __post_init__(self) -> None:
         check_count(self.points, "points")
         check_count(self.batch, "batch")
+        check_count(self.seed, "seed", 0)
 
     def benefit(self, problem: Problem) -> tuple[F64, tuple[Move, ...]]:
         """float64 [L]: each layer's share of the change from all sliding to all full."""
