@@ -147,11 +147,15 @@ class Comparison:
             raise InputError(f"there is no task {task!r}: choose from {', '.join(self.tasks)}")
         if evaluation.units is None:
             return [float(per_example[i]) for i in rows], [evaluation.tasks[i] for i in rows]
-        units: dict[int, list[float]] = {}
+        units: dict[int, list[int]] = {}
         for i in rows:
-            units.setdefault(evaluation.units[i], []).append(float(per_example[i]))
+            units.setdefault(evaluation.units[i], []).append(i)
         scale = len(units) / len(rows)
-        return [scale * math.fsum(values) for values in units.values()], [""] * len(units)
+        # Units of the same tasks are alike.
+        return (
+            [scale * math.fsum(per_example[i] for i in unit) for unit in units.values()],
+            [" ".join(sorted({evaluation.tasks[i] for i in unit})) for unit in units.values()],
+        )
 
     def gap_closed(self, name: str) -> float | None:
         """Share of the NLL gap between all sliding and full attention that `name` closes.

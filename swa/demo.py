@@ -332,7 +332,7 @@ def run(
     """Score, select, search, evaluate on held-out examples, and answer one of them.
 
     Args:
-        model: with a tokenizer, unpatched.
+        model: with a tokenizer; a policy of its own is not used.
         settings: defaults to the published ones.
         progress: show bars on stderr.
         say: told what each step does.
@@ -345,6 +345,7 @@ def run(
     from swa.strategies.joint import Joint
 
     started = time.monotonic()
+    model = replace(model, policy=None)  # an exported hybrid's own must not pass for full attention
     settings = settings or Settings()
     policy, selectable = settings.policy, model.selectable_layers
     calibration, heldout = (

@@ -251,6 +251,7 @@ def evaluate(
         raise ExampleError("there are no examples to evaluate on")
     subject = model if policy is None else model.patch(policy)
     gradings = _gradings(subject, examples, scorer, judge) if generate else [None] * len(examples)
+    subject.check_examples(examples)
     shown: Iterable[tuple[Example, Grading | None]] = zip(examples, gradings, strict=True)
     if progress:
         from tqdm import tqdm

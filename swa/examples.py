@@ -153,6 +153,7 @@ def self_answered(
             f"prompt {longest} has {len(asked[longest].prompt_ids)} tokens: with max_new_tokens="
             f"{max_new_tokens} it exceeds the model's {full.max_position_embeddings} positions"
         )
+    full.check_examples(asked)
     shown: Iterable[Prompt] = asked
     if progress:
         from tqdm import tqdm

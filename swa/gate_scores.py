@@ -143,6 +143,7 @@ def score_gates(
     check_policy(policy, n_layers)
     gates = checked_gates(model, np.zeros(n_layers) if alpha is None else alpha)
     used, _ = with_signal(examples, policy)
+    model.check_examples(used)
     weights = np.stack([1 - gates, gates], axis=1)
     work = [
         cost.gradient_work(model.config, policy, weights, example.prompt_len, example.answer_len)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from swa import _core, jsonio
+from swa import _core, examples, jsonio
 from swa.checkpoint import Checkpoint, open_checkpoint
 from swa.config import ModelConfig
 from swa.errors import CheckpointError, InputError, PolicyError, SwaWarning, TokenizerError
@@ -176,7 +176,7 @@ class Model:
         `full_layers` are the layers that keep full attention; None: those of the policy's
         `layer_types`, or no layer. Raises as `nll`, and PolicyError if the policy does not fit.
         """
-        ids = self._checked((*example.prompt_ids, *example.answer_ids), "example")
+        ids = self._checked((*example.prompt_ids, *example.answer_ids), "the example")
         rows = self._rows(policy, full_layers, example.prompt_len, len(ids))
         self._require_memory("nll", len(ids))
         return NllResult(*self.engine.nll(ids, example.prompt_len, *rows))
@@ -188,7 +188,7 @@ class Model:
         """
         prompt_ids = self._prompt_ids(prompt)
         answer_ids = () if answer is None else self._answer_ids(answer)
-        ids = self._checked((*prompt_ids, *answer_ids), "input")
+        ids = self._checked((*prompt_ids, *answer_ids), "the input")
         rows = self._rows(None, None, len(prompt_ids), len(ids))
         self._require_memory("logits", len(ids))
         return self.engine.logits(ids, *rows)
@@ -198,7 +198,7 @@ class Model:
 
         A patched model's own policy is left aside. Raises as `nll`.
         """
-        checked = self._checked(tuple(ids), "input")
+        checked = self._checked(tuple(ids), "the input")
         rows = AttentionPolicy(1).rows(self.config, self.selectable_layers, len(ids), len(ids))
         n_rows = len(ids) - first_row
         need = self.engine.workspace_bytes("nll", len(ids)) + 4 * n_rows * self.config.vocab_size
@@ -217,7 +217,7 @@ class Model:
 
         Raises as `nll`; ValueError: a number out of range.
         """
-        checked = self._checked(tuple(ids), "input")
+        checked = self._checked(tuple(ids), "the input")
         window = AttentionPolicy(1).rows(self.config, self.selectable_layers, 1, len(ids)).window
         self._require_memory("nll", len(ids))
         return self.engine.attention_mass(checked, window, near_window, near_sinks, num_last_tokens)
@@ -242,7 +242,7 @@ class Model:
         if useless:
             state = "full" if to_full else "sliding"
             raise InputError(f"layers {format_layers(useless)} are {state} in the base already")
-        ids = self._checked((*example.prompt_ids, *example.answer_ids), "example")
+        ids = self._checked((*example.prompt_ids, *example.answer_ids), "the example")
         policy.rows(self.config, {*base_full, *flips}, example.prompt_len, len(ids))  # may refuse
         # Sinks and exempt rows as if every layer slid: where a layer is full they change nothing.
         sliding = policy.rows(self.config, (), example.prompt_len, len(ids))
@@ -291,7 +291,7 @@ class Model:
 
         Raises as `nll_example`; ValueError, TypeError: arrays that are not as above.
         """
-        ids = self._checked((*example.prompt_ids, *example.answer_ids), "example")
+        ids = self._checked((*example.prompt_ids, *example.answer_ids), "the example")
         sliding = policy.rows(self.config, (), example.prompt_len, len(ids))
         own = policy.rows(
             self.config, policy.full_attention_layers or (), example.prompt_len, len(ids)
@@ -369,7 +369,7 @@ class Model:
             InputError, TokenizerError, MemoryError: as `nll`; bad settings. Before any text.
         """
         sampler = Sampler(do_sample, temperature, top_p, seed)
-        ids = self._checked(self._prompt_ids(prompt), "prompt")
+        ids = self._checked(self._prompt_ids(prompt), "the prompt")
         room = self.max_position_embeddings - len(ids)
         if max_new_tokens is None:
             max_new_tokens = max(1, min(DEFAULT_NEW_TOKENS, room))
@@ -489,19 +489,30 @@ class Model:
         ids = self.tokenizer.encode_answer(answer) if isinstance(answer, str) else answer
         return _token_ids(ids, "answer")
 
+    def check_examples(self, examples: Sequence[Example | examples.Prompt]) -> None:
+        """Refuse examples, or prompts, that this model cannot run, before a long run reaches them.
+
+        Raises:
+            InputError: one has more tokens than the model has positions, or an id outside its
+                vocabulary.
+        """
+        for index, example in enumerate(examples):
+            answer = example.answer_ids if isinstance(example, Example) else ()
+            self._checked((*example.prompt_ids, *answer), f"example {index}")
+
     def _checked(self, ids: tuple[int, ...], what: str) -> npt.NDArray[np.int32]:
         """int32 [T], every id in the vocabulary, no more than the model has positions for."""
         if len(ids) > self.max_position_embeddings:
             raise InputError(
-                f"the {what} has {len(ids)} tokens, the model {self.max_position_embeddings}"
+                f"{what} has {len(ids)} tokens, the model {self.max_position_embeddings}"
                 " positions: shorten it, or load with max_position_embeddings="
             )
-        for i, token in enumerate(ids):
-            if not 0 <= token < self.config.vocab_size:
-                raise InputError(
-                    f"token {i} of the {what} is {token}: ids go from 0 to"
-                    f" {self.config.vocab_size - 1}"
-                )
+        vocabulary = range(self.config.vocab_size)
+        if ids and not (min(ids) in vocabulary and max(ids) in vocabulary):
+            place, token = next((i, t) for i, t in enumerate(ids) if t not in vocabulary)
+            raise InputError(
+                f"token {place} of {what} is {token}: ids go from 0 to {vocabulary[-1]}"
+            )
         return np.array(ids, dtype=np.int32)
 
     def _resolve(

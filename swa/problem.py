@@ -339,7 +339,7 @@ class CalibrationProblem(RecordingProblem):
 
     Raises:
         InputError: an unknown objective, or scores of something else.
-        PolicyError, ExampleError: as `swa.score_layers`.
+        PolicyError, ExampleError, InputError: as `swa.score_layers`.
     """
 
     def __init__(
@@ -358,6 +358,7 @@ class CalibrationProblem(RecordingProblem):
         if scores is not None:
             _check_scores(scores, model, policy, objective)
         used, self.left_out = with_signal(examples, policy)
+        model.check_examples(used)
         self.model, self.examples, self.policy = model, tuple(used), policy
         self.objective = objective
         self.scores = scores

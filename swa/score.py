@@ -89,6 +89,7 @@ def score_layers(
     n_bootstrap = checked_integer(n_bootstrap, "n_bootstrap", 1, MAX_BOOTSTRAP)
     seed = checked_integer(seed, "seed", 0)
     tasks, left_out = sweep_tasks(model, examples, policy, direction, base)
+    model.check_examples([task.example for task in tasks])
     inputs = _identity(model, tasks) | {"policy": policy.to_dict()}
     rule = None
     if stop is not None:
@@ -292,6 +293,7 @@ def run_tasks(
 
     Raises as `SweepTask.run`.
     """
+    model.check_examples([task.example for task in tasks])
     with _Bar(sweep_flops(model, tasks), 0.0, shown=progress) as bar:
         return [_measured(model, task, None, bar) for task in tasks]
 

@@ -42,6 +42,9 @@ class FakeModel:
         self.sweeps: list[Example] = []
         self._seconds, self._nan_with = seconds, nan_with
 
+    def check_examples(self, examples: Sequence[Example]) -> None:
+        """It runs any."""
+
     def per_token(self, example: Example, full_layers: Collection[int]) -> np.ndarray:
         """float64 [A]."""
         gains, full = self._gains(example), sorted(full_layers)

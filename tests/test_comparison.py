@@ -88,6 +88,24 @@ def test_what_is_of_one_text_is_resampled_together():
     assert found.difference("a", task="far").interval == paired_bootstrap(*far).interval
 
 
+def test_units_of_the_same_tasks_are_resampled_among_themselves():
+    """Three questions asked at two lengths, and six of another task."""
+    tasks = ("qa 1k", "qa 2k") * 3 + ("vt",) * 6
+    units = (0, 0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8)
+    values = np.random.default_rng(3).uniform(0, 1, 12)
+    a, b = (evaluation(v, tasks=tasks, units=units) for v in (values, values[::-1]))
+    by_unit = [
+        0.75
+        * np.array(
+            [*np.sum(np.reshape(e.nll_per_example[:6], (3, 2)), axis=1), *e.nll_per_example[6:]]
+        )
+        for e in (a, b)
+    ]
+    expected = paired_bootstrap(*by_unit, tasks=["qa"] * 3 + ["vt"] * 6)
+    found = Comparison({"a": a, "b": b}, "b").difference("a")
+    assert found.n_examples == 9 and found.interval == pytest.approx(expected.interval)
+
+
 def test_units_count_by_their_size():
     units = (0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8)
     values = np.random.default_rng(2).uniform(0, 1, 12)

@@ -187,6 +187,15 @@ def test_the_run_compares_choices_of_one_size_on_held_out_examples(result):
     assert result.answer.expected
 
 
+def test_the_attention_of_an_exported_hybrid_does_not_count(checkpoint, result):
+    model = swa.load(checkpoint, dtype="float32", num_threads=1)
+    patched = model.patch(swa.AttentionPolicy(16).with_full_layers([1], 6))
+    again = demo.run(patched, SETTINGS, progress=False)
+    assert again.full.without_tail.nll == result.full.without_tail.nll
+    assert again.full.without_tail.policy is None
+    assert again.selection.layers == result.selection.layers
+
+
 def test_the_verdict_is_plain_either_way(result):
     lower = tuple(nll - 100 for nll in result.full.without_tail.nll_per_example)
     best = replace(result.full.without_tail, nll_per_example=lower)

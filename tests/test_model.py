@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,24 @@ def test_text_messages_and_ids_are_the_same_input(model: Model) -> None:
 def test_bad_inputs(model: Model, prompt: Any, answer: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
         model.nll(prompt, answer)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model, examples: swa.evaluate(model, examples),
+        lambda model, examples: swa.score_layers(model, examples, AttentionPolicy(8)),
+        lambda model, examples: swa.score_gates(model, examples, AttentionPolicy(8)),
+        lambda model, examples: swa.select(model, examples, AttentionPolicy(8), swa.Budget(1)),
+        lambda model, examples: swa.examples.self_answered(model, examples, max_new_tokens=9),
+    ],
+)
+def test_all_examples_are_checked_before_any_is_run(model: Model, run: Any) -> None:
+    idle = replace(model, engine=SimpleNamespace(tier="portable"))
+    with pytest.raises(InputError, match=r"(example|prompt) 1 has 3\d\d tokens"):
+        run(idle, [example(), example(300), example()])
+    with pytest.raises(InputError, match=f"token 3 of example 1 is {VOCAB}: ids go from 0"):
+        run(idle, [example(), Example((1, 2, 3, VOCAB) * 9, (1,))])
 
 
 def test_positions_are_refused_unless_overridden(model: Model, folder: Path) -> None:

@@ -196,8 +196,19 @@ def test_a_babilong_file_whose_name_says_nothing(tokenizer, tmp_path):
     made = examples("babilong", tokenizer, files=[path], tasks=["qa3"])
     assert {example.task for example in made} == {"qa3"}
     other = write(tmp_path / "qa1.json", FACTS, "json")
-    with pytest.raises(ExampleError, match="of none of the tasks qa2"):
+    with pytest.raises(ExampleError, match="none of the files is of qa2"):
         examples("babilong", tokenizer, files=[other], tasks=["qa2"])
+
+
+def test_a_question_asked_at_several_lengths_is_one_unit(tokenizer, tmp_path):
+    paths = [tmp_path / name for name in ("qa1_1k.json", "qa1_2k.json", "qa2_1k.json")]
+    for path in paths:
+        write(path, FACTS, "json")
+    made = examples("babilong", tokenizer, files=paths)
+    units = [e.unit for e in made]
+    assert units[:2] == units[2:4] and len({*units}) == 4
+    with pytest.raises(ExampleError, match="none of the files is of qa3, qa7"):
+        examples("babilong", tokenizer, files=paths, tasks=["qa1", "qa3", "qa7"])
 
 
 def test_babilong_lists(tokenizer, tmp_path):

@@ -195,10 +195,12 @@ def compare(
         loaded = load_model(
             model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
         )
+        used = source.read(loaded)
+        loaded.check_examples(used)  # before anything is searched for
         found = comparison.compare(
             loaded,
             policies | (choose.policies(loaded) if choose else {}),
-            source.read(loaded),
+            used,
             baseline=baseline,
             ends=ends,
             suite=suite,

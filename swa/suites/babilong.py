@@ -68,20 +68,22 @@ def examples(request: Request) -> list[Example]:
         OSError: a file cannot be read.
     """
     wanted = request.choose_tasks(TASKS, TASKS)
-    made = []
+    made, found = [], set()
     for path in request.required_files("BABILong"):
         task = _task(path, request)
         if task not in wanted:
             continue
+        found.add(task)
         label = _label(path)
-        for entry in read_entries(path)[: request.examples_per_task]:
-            made.append(_example(entry, task, label, request))
-    if not made:
-        raise ExampleError(f"the files are of none of the tasks {', '.join(wanted)}")
+        for index, entry in enumerate(read_entries(path)[: request.examples_per_task]):
+            made.append(_example(entry, task, label, index, request))
+    missing = [task for task in request.tasks or () if task not in found]
+    if missing or not made:
+        raise ExampleError(f"none of the files is of {', '.join(missing or wanted)}")
     return keep_short_enough(made, request)
 
 
-def _example(entry: Entry, task: str, label: str, request: Request) -> Example:
+def _example(entry: Entry, task: str, label: str, index: int, request: Request) -> Example:
     question, target = entry.text("question").strip(), entry.text_or_number("target").strip()
     instruction = f"{_INSTRUCTION} The answer is one of: {', '.join(CHOICES[task])}."
     if task == _SEVERAL:
@@ -93,7 +95,9 @@ def _example(entry: Entry, task: str, label: str, request: Request) -> Example:
     lead, answer = split_reply(request.tokenizer, _LEAD, f" {target}")
     references = tuple(target.split(",")) if task == _SEVERAL else (target,)
     grading = Grading(references, "only_choice", NEW_TOKENS, question, CHOICES[task])
-    return Example((*request.encode(text), *lead), tuple(answer), f"{task}{label}", grading)
+    # As published, a task's files of all lengths ask the same questions, in the same order.
+    unit = f"{task} {index}: {question}"
+    return Example((*request.encode(text), *lead), tuple(answer), f"{task}{label}", grading, unit)
 
 
 def _task(path: Path, request: Request) -> str:

@@ -86,7 +86,14 @@ def examples(request: Request) -> list[Example]:
         OSError: a file cannot be read.
     """
     request.choose_tasks(SYNTHETIC, TASKS)  # refuses unknown ones before files are read
-    sources = {source.task: source for source in map(documents.read, request.files)}
+    sources: dict[str, documents.Source] = {}
+    for source in map(documents.read, request.files):
+        if source.task in sources:
+            raise ExampleError(
+                f"{sources[source.task].path} and {source.path} are both for {source.task}: give"
+                " one of them"
+            )
+        sources[source.task] = source
     tasks = request.tasks or (*SYNTHETIC, *sources)
     for task in tasks:
         if task in FROM_FILES and task not in sources:
@@ -116,7 +123,9 @@ def _example(
         else:
             made = _needles(request, task, prompt_tokens, draw)
     grading = Grading(made.references, scorer, NEW_TOKENS[task], made.question)
-    return Example(made.prompt_ids, made.answer_ids, f"{task} {length}", grading)
+    # At every length the same questions are asked about a source.
+    unit = f"{task} {index}" if task in sources else None
+    return Example(made.prompt_ids, made.answer_ids, f"{task} {length}", grading, unit)
 
 
 def _needles(request: Request, task: str, prompt_tokens: int, draw: Draw) -> Made:
