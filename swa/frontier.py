@@ -235,7 +235,7 @@ def pareto(
         points=tuple(points),
         loss_full=full,
         prompt_tokens=length,
-        strategy=describe(strategy),
+        strategy=describe(strategy, seed),
         objective=objective,
         model_name=model.name,
         examples_hash=content_hash(used),

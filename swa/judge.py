@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -40,7 +41,8 @@ class EndpointJudge:
         max_tokens: longest response.
 
     Raises:
-        InputError: no http(s) URL, a setting out of range; the variable is not set.
+        InputError: no http(s) URL that can be asked, a setting out of range; the variable is not
+            set, or holds what no header can.
         JudgeError: when called: the judge cannot be reached, refuses, or says nothing.
     """
 
@@ -54,11 +56,39 @@ class EndpointJudge:
     """Seconds before the first retry."""
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
+        # most of these messages do not show the URL: it may hold a password or a key
+        if not (self.url.isascii() and self.url.isprintable()) or " " in self.url:
+            raise InputError(
+                "a judge's URL has a space or a character that is not printable ASCII:"
+                " percent-encode it, or, in the host's name, write that name's xn--... form"
+            )
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+        except ValueError as error:
+            raise InputError(
+                "a judge's URL has brackets without an IPv6 address in them: write it like"
+                " https://host/v1 or http://[::1]:8000/v1"
+            ) from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"a judge's URL is like https://host/v1, not {self.url!r}")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise InputError("a judge's URL has no user, query or fragment: the key goes elsewhere")
+        try:
+            _ = parts.port  # raises
+        except ValueError as error:
+            raise InputError(
+                "a judge's URL has a port that is not a number up to 65535: write it like"
+                " http://host:8000/v1, or leave it out"
+            ) from error
+        try:
+            host = urllib.parse.unquote(parts.hostname)  # as urllib does before it connects
+            host.encode("ascii")
+            host.encode("idna")
+        except UnicodeError as error:
+            raise InputError(
+                "a judge's URL has a host that is no name: between its dots write 1 to 63 ASCII"
+                " letters, digits and hyphens"
+            ) from error
         if not self.model:
             raise InputError("the judge's model has no name")
         if not self.timeout > 0 or self.max_tokens < 1:
@@ -73,7 +103,10 @@ class EndpointJudge:
         return f"{self.model} at {urllib.parse.urlsplit(self.url).hostname}"
 
     def __call__(self, grading: Grading, reply: str) -> bool:
-        """Whether the judge takes the reply for right. Raises JudgeError."""
+        """Whether the judge takes the reply for right.
+
+        Raises JudgeError; and InputError, if the variable no longer holds a key.
+        """
         question = {
             "model": self.model,
             "messages": [{"role": "user", "content": judge_prompt(grading, reply)}],
@@ -101,11 +134,17 @@ class EndpointJudge:
             attempt += 1
 
     def _key(self) -> str | None:
+        """The key without space around it. Raises InputError, which does not show it."""
         if self.key_variable is None:
             return None
-        key = os.environ.get(self.key_variable)
+        key = os.environ.get(self.key_variable, "").strip()
         if not key:
             raise InputError(f"the environment variable {self.key_variable} holds no key")
+        if not (key.isascii() and key.isprintable()):
+            raise InputError(
+                f"the key in the environment variable {self.key_variable} has characters that are"
+                " not printable ASCII: set it to the key alone, on one line"
+            )
         return key
 
     def _response(self, request: urllib.request.Request) -> bytes:
@@ -124,13 +163,19 @@ class EndpointJudge:
                     raise ConnectionError("the response was cut off")
                 return body
         except urllib.error.HTTPError as error:
-            with error:
-                detail = " ".join(error.read(500).decode("utf-8", "replace").split())
+            detail = b""
+            # the except below does not see what is raised here; the status decides without it
+            with error, contextlib.suppress(OSError, HTTPException):
+                while len(detail) < 500 and time.monotonic() < deadline:
+                    if not (chunk := error.read1(500 - len(detail))):
+                        break
+                    detail += chunk
+            text = " ".join(detail.decode("utf-8", "replace").split())
             wait = error.headers.get("Retry-After", "")
             raise _Refused(
-                f"HTTP status {error.code} ({error.reason}) {detail}".strip(),
+                f"HTTP status {error.code} ({error.reason}) {text}".strip(),
                 may_pass=error.code in _AGAIN,
-                wait=float(wait) if wait.isdigit() else None,
+                wait=float(wait) if wait.isascii() and wait.isdigit() else None,
             ) from error
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__

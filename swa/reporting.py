@@ -136,12 +136,16 @@ def _repeat(
     if isinstance(selection, AttentionPolicy | None) or search is None:
         if chosen:
             lines.append(f"swa select scores.json --layers {len(chosen)}")
-    elif selection.strategy in STRATEGIES:
+    elif selection.strategy.partition(":")[0] not in STRATEGIES:
+        lines.append(f"# then, in Python: swa.select by {selection.strategy}")
+    else:
         words = ["swa", "select", search.model_name, "--examples", "EXAMPLES.jsonl"]
         words += _policy_words(search.policy)
         words += ["--strategy", selection.strategy, "--objective", search.objective]
         for name, value in selection.budget.to_dict().items():
             words += [BUDGET_OPTIONS[name], str(value)]
+        if selection.scores is not None:
+            words += ["--scores", "scores.json"]
         lines.append(shlex.join([*words, "--dtype", search.dtype]))
     return "\n".join(lines)
 

@@ -260,7 +260,7 @@ def _from_scores(
         return Selection(top_layers(scores, size), budget, scores)
     chosen = resolve(strategy, seed=seed)
     layers = propose(chosen, ScoresProblem(scores), size).layers
-    return Selection(layers, budget, scores, strategy=describe(strategy))
+    return Selection(layers, budget, scores, strategy=describe(strategy, seed))
 
 
 def _on_model(
@@ -296,7 +296,7 @@ def _on_model(
             proposal = fewest(chosen, problem, budget.nll_increase or 0.0)
         losses = problem.loss(proposal.layers)
         search = _record(problem, policy, size, losses, proposal.trace)
-    return Selection(proposal.layers, budget, scores, search, describe(named))
+    return Selection(proposal.layers, budget, scores, search, describe(named, seed))
 
 
 def _with_windows(

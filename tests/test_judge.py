@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -105,6 +106,30 @@ def test_without_a_key_none_is_sent(server, monkeypatch):
     assert "Authorization" not in server.requests[0][1]
 
 
+def test_space_around_a_key_is_not_sent(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", f" {KEY}\r\n")
+    server.answers = [says("yes")]
+    assert judge(server, key_variable="JUDGE_KEY")(GRADING, "x")
+    assert server.requests[0][1]["Authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (" \n", "JUDGE_KEY holds no key"),
+        ("sk-secret-é", "JUDGE_KEY .* not printable ASCII"),
+        ("sk-secret-日", "JUDGE_KEY .* not printable ASCII"),
+        ("sk-secret\nsk-other", "JUDGE_KEY .* not printable ASCII"),
+        ("sk-secret\x7f", "JUDGE_KEY .* not printable ASCII"),
+    ],
+)
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(key, message, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with pytest.raises(InputError, match=message) as caught:
+        EndpointJudge("https://host/v1", "m", key_variable="JUDGE_KEY")
+    assert "secret" not in str(caught.value)
+
+
 def test_what_a_judge_is_told():
     text = judge_prompt(GRADING, "In Paris.")
     for part in ("Where?", "Paris", "the capital", "Be kind.", "In Paris.", "yes or no"):
@@ -138,10 +163,12 @@ def test_what_may_pass_is_tried_again(server, status):
 def test_it_waits_as_long_as_the_server_asks_or_doubles(server, monkeypatch):
     waits: list[float] = []
     monkeypatch.setattr("swa.judge.time.sleep", waits.append)
-    busy = [send(b"", 429, Retry_After=after) for after in ("7", "9999", "Wed, 21 Oct 2015", "")]
+    busy = [
+        send(b"", 429, Retry_After=after) for after in ("7", "9999", "Wed, 21 Oct 2015", "", "²")
+    ]
     server.answers = [*busy, says("no")]
-    assert not judge(server, backoff=0.5)(GRADING, "x")
-    assert waits == [7.0, 60.0, 2.0, 4.0]
+    assert not judge(server, backoff=0.5, retries=5)(GRADING, "x")
+    assert waits == [7.0, 60.0, 2.0, 4.0, 8.0]
 
 
 def test_it_gives_up(server):
@@ -159,6 +186,53 @@ def test_a_dropped_connection_is_tried_again(server):
 
     server.answers = [drop, short, says("yes")]
     assert judge(server)(GRADING, "x")
+
+
+def cut(status: int) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An error whose chunked body ends early."""
+    return send(b"1f4\r\nbusy", status, Transfer_Encoding="chunked")
+
+
+def reset(handler: BaseHTTPRequestHandler) -> None:
+    """An error whose connection is reset after the start of its body."""
+    send(b"busy", 503, Content_Length="500")(handler)
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.rfile.close()  # holds the connection open
+    handler.connection.close()
+
+
+@pytest.mark.parametrize("answer", [cut(503), reset], ids=["cut", "reset"])
+def test_an_error_whose_body_cannot_be_read_is_tried_again(server, answer):
+    server.answers = [answer, says("yes")]
+    assert judge(server)(GRADING, "x")
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize("drip", [False, True])
+def test_an_error_whose_body_hangs_is_tried_again(server, drip):
+    over = threading.Event()
+
+    def hang(handler: BaseHTTPRequestHandler) -> None:
+        send(b"", 503, Content_Length="500")(handler)
+        while not over.wait(0.1):
+            if drip:
+                handler.wfile.write(b" ")
+
+    server.answers = [hang, hang]
+    started = time.monotonic()
+    try:
+        with pytest.raises(JudgeError, match=r"\(2 tries\): HTTP status 503"):
+            judge(server, timeout=0.5, retries=1)(GRADING, "x")
+    finally:
+        over.set()
+    assert time.monotonic() - started < 30  # it did not wait for all of the body
+
+
+def test_an_error_says_what_could_be_read_and_its_status_decides(server):
+    server.answers = [cut(401)]
+    with pytest.raises(JudgeError, match=r"status 401 \(Unauthorized\) busy$"):
+        judge(server)(GRADING, "x")
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
@@ -238,6 +312,16 @@ def test_nobody_there():
         ({"url": "localhost:8000"}, "https://host/v1"),
         ({"url": "https://user:word@host/v1"}, "no user"),
         ({"url": "https://host/v1?key=x"}, "no user, query"),
+        ({"url": "http://["}, "brackets"),
+        ({"url": "http://h/é"}, "not printable ASCII"),
+        ({"url": "http://é/v1"}, "not printable ASCII"),
+        ({"url": "http://h/v 1"}, "a space"),
+        ({"url": "http://h/v1\n"}, "not printable ASCII"),
+        ({"url": f"http://{'a' * 64}.org/v1"}, "1 to 63"),
+        ({"url": "http://a..org/v1"}, "1 to 63"),
+        ({"url": "http://%E6%97%A5/v1"}, "1 to 63"),
+        ({"url": "http://localhost:abc/v1"}, "port"),
+        ({"url": "http://localhost:65536/v1"}, "port"),
         ({"model": ""}, "no name"),
         ({"timeout": 0}, "above 0"),
         ({"timeout": float("nan")}, "above 0"),
@@ -250,3 +334,16 @@ def test_nobody_there():
 def test_bad_settings(settings, message):
     with pytest.raises(InputError, match=message):
         EndpointJudge(**{"url": "https://host/v1", "model": "m", **settings})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1]:8000/v1",
+        "http://host:65535",
+        "https://host./%C3%A9",
+        "https://xn--mnchen-3ya.de",
+    ],
+)
+def test_good_urls(url):
+    EndpointJudge(url, "m")

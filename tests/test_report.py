@@ -336,6 +336,13 @@ def test_a_search_is_told_with_its_losses_and_its_command():
     assert f"{np.mean(chosen.search.loss_chosen):.4f}" in html
     command = next(text for text in page.texts if "--strategy" in text)
     assert "--nll-increase 0.5" in command and "--strategy joint" in command
+    assert "--scores scores.json" in command
+    for strategy, says in (
+        ("random:seed=5", "--strategy random:seed=5"),
+        (lambda problem, size: [0], "# then, in Python: swa.select by"),
+    ):
+        chosen = swa.select(model, examples, SEARCHED, swa.Budget(2), strategy=strategy)
+        assert says in render(scores, chosen)
     assert "How the layers were searched for" not in render(scores, chosen.policy)
 
 

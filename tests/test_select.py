@@ -74,6 +74,19 @@ def test_arguments_by_name() -> None:
     )  # type: ignore[call-overload]
 
 
+def test_the_name_of_a_strategy_makes_it_again() -> None:
+    for strategy, seed, expected in (
+        ("random", 0, "random"),
+        ("random", 5, "random:seed=5"),
+        ("random:seed=2", 5, "random:seed=2"),
+        ("path:points=3", 5, "path:points=3,seed=5"),
+        ("first", 5, "first"),
+    ):
+        chosen = select(strategy=strategy, seed=seed)
+        assert chosen.strategy == expected
+        assert select(strategy=expected).layers == chosen.layers
+
+
 def test_the_seed_is_that_of_strategies_that_draw() -> None:
     assert select(strategy="random", seed=3).layers == select(strategy="random:seed=3").layers
     drawn = {select(strategy="random", seed=seed).layers for seed in range(8)}

@@ -81,10 +81,18 @@ def resolve(strategy: str | Strategy | Plain, seed: int = 0) -> Strategy | Plain
     return strategy_
 
 
-def describe(strategy: str | Strategy | Plain) -> str:
-    """What a file or a table calls a strategy: its name, or what stands for it in code."""
+def describe(strategy: str | Strategy | Plain, seed: int = 0) -> str:
+    """What a file or a table calls a strategy: its name, or what stands for it in code.
+
+    With the seed that `resolve` was given, unless it is 0: the name alone makes it again.
+    """
     if isinstance(strategy, str):
-        return strategy
+        kind, _, settings = strategy.partition(":")
+        made: Any = STRATEGIES[kind]
+        draws = any(field.name == "seed" for field in fields(made))
+        if seed == 0 or not draws or "seed=" in settings:
+            return strategy
+        return f"{strategy}{',' if settings else ':'}seed={seed}"
     if is_dataclass(strategy):
         return repr(strategy)
     name: str = getattr(strategy, "__qualname__", type(strategy).__qualname__)
