@@ -13,7 +13,7 @@ struct swa_session {
     swa_kv_t *kv;                          /* [n_layers] */
     unsigned char *kv_memory;
     size_t kv_bytes;
-    float *logits;
+    float *logits, *next_logits; /* of the last token, and of the one that a step is at */
     /* one row on its way through a layer */
     float *x, *row, *q, *k, *v, *gate, *up, *out, *cosines, *sines;
     unsigned char *normed, *queries, *attended, *intermediate;
@@ -59,6 +59,7 @@ static bool allocate_row_buffers(swa_session_t *s)
         {(void **)&s->cosines, c->head_dim / 2, sizeof(float)},
         {(void **)&s->sines, c->head_dim / 2, sizeof(float)},
         {(void **)&s->logits, c->vocab_size, sizeof(float)},
+        {(void **)&s->next_logits, c->vocab_size, sizeof(float)},
         {(void **)&s->normed, swa_activation_stride(c->hidden_size), element},
         {(void **)&s->queries, swa_activation_stride(heads), element},
         {(void **)&s->attended, swa_activation_stride(heads), element},
@@ -106,6 +107,7 @@ void swa_session_free(swa_session_t *s)
                      s->kv,
                      s->kv_memory,
                      s->logits,
+                     s->next_logits,
                      s->x,
                      s->row,
                      s->q,
@@ -290,9 +292,13 @@ swa_status_t swa_session_step(swa_session_t *s, swa_run_t *run, int32_t token)
             return SWA_ERROR_CANCELLED;
         step_layer(s, l, n_threads);
     }
-    swa_status_t status = swa_logit_rows(s->model, run, s->x, 1, s->logits);
-    if (status == SWA_OK)
+    swa_status_t status = swa_logit_rows(s->model, run, s->x, 1, s->next_logits);
+    if (status == SWA_OK) { /* else the session is as it was */
+        float *last = s->logits;
+        s->logits = s->next_logits;
+        s->next_logits = last;
         s->n_tokens++;
+    }
     return status;
 }
 

@@ -8,6 +8,7 @@
 #include "parallel.h"
 
 enum { VOCABULARY_BLOCK = 1024, ROW_BLOCK = 64 }; /* a whole number of panels on every tier */
+enum { HEAD_ROWS = 1024 };                        /* at once: what they take does not grow with the prompt */
 
 /* One row's view of one vocabulary block. */
 typedef struct {
@@ -42,7 +43,7 @@ size_t swa_head_bytes(const swa_model_t *model, int64_t n_rows, int n_threads)
     const swa_config_t *c = &model->config;
     size_t row = (size_t)swa_activation_stride(c->hidden_size) * swa_activation_size(model) + sizeof(float) +
                  (size_t)block_count(c->vocab_size) * sizeof(block_t);
-    return (size_t)n_rows * row + (size_t)n_threads * SCRATCH_FLOATS * sizeof(float);
+    return (size_t)swa_min(n_rows, HEAD_ROWS) * row + (size_t)n_threads * SCRATCH_FLOATS * sizeof(float);
 }
 
 /* `exponentials` is scratch of n floats. Four sums in a fixed order: exact enough (double) and not one long chain. */
@@ -106,7 +107,7 @@ static void head_block(void *context, int64_t task, int thread)
     swa_advance(head->run, 2 * (uint64_t)(head->n_rows * columns) * (uint64_t)model->config.hidden_size);
 }
 
-/* Norms the rows and runs every vocabulary block. */
+/* Norms up to HEAD_ROWS rows and runs every vocabulary block. */
 static swa_status_t run_head(head_t *head, const float *x)
 {
     const swa_model_t *model = head->model;
@@ -131,20 +132,32 @@ static swa_status_t run_head(head_t *head, const float *x)
 
 swa_status_t swa_logit_rows(const swa_model_t *model, swa_run_t *run, const float *x, int64_t n_rows, float *logits)
 {
-    head_t head = {.model = model, .run = run, .n_rows = n_rows, .logits = logits};
-    return run_head(&head, x);
+    const int64_t hidden = model->config.hidden_size, vocab_size = model->config.vocab_size;
+    swa_status_t status = SWA_OK;
+    for (int64_t first = 0; status == SWA_OK && first < n_rows; first += HEAD_ROWS) {
+        int64_t m = swa_min(HEAD_ROWS, n_rows - first);
+        head_t head = {.model = model, .run = run, .n_rows = m, .logits = logits + first * vocab_size};
+        status = run_head(&head, x + first * hidden);
+    }
+    return status;
 }
 
 swa_status_t swa_score_rows(const swa_model_t *model, swa_run_t *run, const float *x, int64_t n_rows,
                             const int32_t *targets, double *nll, uint8_t *greedy)
 {
-    int64_t n_blocks = block_count(model->config.vocab_size);
-    head_t head = {.model = model, .run = run, .n_rows = n_rows, .n_blocks = n_blocks, .targets = targets};
-    head.blocks = swa_allocate((size_t)(n_rows * n_blocks), sizeof *head.blocks);
-    head.target_logits = swa_allocate((size_t)n_rows, sizeof *head.target_logits);
-    swa_status_t status = head.blocks && head.target_logits ? run_head(&head, x) : SWA_ERROR_MEMORY;
-    for (int64_t r = 0; status == SWA_OK && r < n_rows; r++)
-        nll[r] = combine(head.blocks + r * n_blocks, n_blocks, head.target_logits[r], targets[r], &greedy[r]);
+    const int64_t n_blocks = block_count(model->config.vocab_size), most = swa_min(HEAD_ROWS, n_rows);
+    head_t head = {.model = model, .run = run, .n_blocks = n_blocks};
+    head.blocks = swa_allocate((size_t)(most * n_blocks), sizeof *head.blocks);
+    head.target_logits = swa_allocate((size_t)most, sizeof *head.target_logits);
+    swa_status_t status = head.blocks && head.target_logits ? SWA_OK : SWA_ERROR_MEMORY;
+    for (int64_t first = 0; status == SWA_OK && first < n_rows; first += HEAD_ROWS) {
+        head.n_rows = swa_min(HEAD_ROWS, n_rows - first);
+        head.targets = targets + first;
+        status = run_head(&head, x + first * model->config.hidden_size);
+        for (int64_t r = 0; status == SWA_OK && r < head.n_rows; r++)
+            nll[first + r] = combine(head.blocks + r * n_blocks, n_blocks, head.target_logits[r], head.targets[r],
+                                     &greedy[first + r]);
+    }
     swa_release(head.target_logits);
     swa_release(head.blocks);
     return status;

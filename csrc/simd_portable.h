@@ -37,6 +37,7 @@ static inline vf vf_round(vf x)
 static inline vf vf_times_power_of_2(vf x, vf whole)
 {
     vi exponent = (vi)(whole + vf_set1(0x1.8p23f)) << 23; /* the sum's low bits are the integer */
+    exponent &= whole == whole;                           /* a NaN's are anything: it stays what it is */
     return (vf)(~(whole < vf_set1(-125.0f)) & ((vi)x + exponent));
 }
 static inline bool vf_any_greater(vf a, vf b)

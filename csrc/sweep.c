@@ -284,5 +284,5 @@ size_t swa_workspace_bytes(const swa_model_t *model, swa_work_t work, int64_t n_
         bytes += rows_bytes(model, n_tokens);
     if (work == SWA_WORK_SWEEP || work == SWA_WORK_DECODE)
         bytes += n_layers * swa_kv_bytes(&kv);
-    return bytes + swa_head_bytes(model, 1, n_threads);
+    return bytes + swa_head_bytes(model, n_tokens, n_threads);
 }

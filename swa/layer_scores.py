@@ -398,7 +398,9 @@ def _close(found: Any, expected: Any) -> bool:
             and all(map(_close, found, expected))
         )
     if isinstance(expected, float):
-        return _is_number(found) and math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-12)
+        return _is_number(found) and math.isclose(
+            read_number(found), expected, rel_tol=1e-9, abs_tol=1e-12
+        )
     return bool(found == expected)
 
 

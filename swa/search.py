@@ -67,8 +67,9 @@ class Search:
         )
         for name in ("loss_full", "loss_sliding", "loss_first_order", "loss_chosen"):
             losses = getattr(self, name)
+            absent = losses is None and name == "loss_first_order"
             _require(
-                losses is None or (len(losses) == n > 0 and all(map(math.isfinite, losses))),
+                absent or (len(losses or ()) == n > 0 and all(map(math.isfinite, losses or ()))),
                 f"{name} must have one finite value an example",
             )
 

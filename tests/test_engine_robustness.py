@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -74,7 +75,7 @@ class TestMemory:
         """
         assert 1 << 20 < int(run_python(code)) < 64 << 20
 
-    @pytest.mark.parametrize("kind", ["nll", "sweep", "gates", "logits", "decode"])
+    @pytest.mark.parametrize("kind", ["every row", "nll", "sweep", "gates", "logits", "decode"])
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_workspace_is_told_truthfully(self, folder: Path, kind: str, dtype: str) -> None:
         """The peak of a call's memory is what workspace_bytes says, and O(T)."""
@@ -92,8 +93,8 @@ class TestMemory:
             def run(n):
                 rows = Rows.of(4, [], n, n, window=100, sinks=28)
                 policy = rows.arrays
-                if kind == "nll":
-                    return engine.nll(ids[:n], n - 9, *policy)
+                if kind in ("nll", "every row"):
+                    return engine.nll(ids[:n], n - 9 if kind == "nll" else 1, *policy)
                 if kind == "sweep":
                     flips = np.array([90, 90, 90, -1])
                     return engine.sweep(ids[:n], n - 9, *policy, flips)
@@ -110,6 +111,7 @@ class TestMemory:
             told = {
                 "sweep": lambda: engine.workspace_bytes(kind, n, 118),
                 "gates": lambda: engine.gates_bytes(n, 2),
+                "every row": lambda: engine.workspace_bytes("nll", n),
             }.get(kind, lambda: engine.workspace_bytes(kind, n))()
             print(peak, told)
         """
@@ -275,6 +277,39 @@ class TestInterrupts:
         with pytest.raises(LookupError, match="enough"):
             long_run(kind, progress=progress)
         assert len(calls) == 3 and time.perf_counter() - calls[-1] < 0.2
+
+    def test_an_interrupted_step_leaves_the_session_as_it_was(
+        self, tiny: Callable[..., Path]
+    ) -> None:
+        """Most of the time goes into the vocabulary: logits are being written when it comes."""
+        shape = {"vocab_size": 200_000, "hidden_size": 512, "num_hidden_layers": 1}
+        engine = open_engine(tiny("llama", dtype="BF16", **shape))
+        zero, after = np.zeros(1, np.int64), np.full(1, 10, np.int64)
+        ids = np.array([1, 2, 3], np.int32)
+
+        class Enough(Exception):
+            pass
+
+        def stop(*_: object) -> None:
+            raise Enough
+
+        interrupted, previous = 0, signal.signal(signal.SIGALRM, stop)
+        try:
+            for attempt in range(40):
+                session = engine.start(ids, zero, zero, after, zero, zero, 10)
+                before = session.logits()
+                signal.setitimer(signal.ITIMER_REAL, 0.001 * (1 + attempt % 20))
+                try:
+                    session.step(7)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Enough:
+                    interrupted += 1
+                    assert session.n_tokens == 3
+                    assert np.array_equal(session.logits(), before)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+        assert interrupted
 
     @pytest.mark.parametrize("kind", ["sweep", "gates"])
     def test_progress_rises_to_the_total(self, engine: _core.Engine, kind: str) -> None:

@@ -161,6 +161,21 @@ def test_log_prob_sizes_and_bad_logits(tier: str) -> None:
         assert np.array_equal(spoilt[[0, 2, 3]], nll[[0, 2, 3]])
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001])
+def test_every_nan_stays_one(tier: str, bits: int) -> None:
+    """Whatever else its bits hold."""
+    nan = np.array([bits], np.uint32).view(np.float32)[0]
+    logits = np.where(np.arange(8) == 3, nan, np.float32(0))[None]
+    assert np.isnan(_core.log_prob(logits, np.array([1]), tier=tier)[0]).all()
+    gate = np.array([0, nan, 0, 0], np.float32)
+    expected = [False, True, False, False]
+    assert np.isnan(_core.silu_mul(gate, np.ones(4, np.float32), tier=tier)).tolist() == expected
+    q, v = np.ones((4, 1, 4), np.float32), np.ones((4, 1, 4), np.float32)
+    k = np.where(np.arange(4)[:, None, None] == 1, nan, q).astype(np.float32)
+    seen = np.isnan(_core.attention(q, k, v, 0, 0, 10, tier=tier)).all(axis=(1, 2))
+    assert seen.tolist() == [False, True, True, True]
+
+
 def test_bf16_round_trip() -> None:
     patterns = np.arange(65_536, dtype=np.uint16)
     back = _core.bf16_round_trip(patterns)

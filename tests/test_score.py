@@ -270,6 +270,7 @@ def test_save_replaces_whole_files_and_keeps_the_umask(tmp_path: Path) -> None:
         ({"extra": 1}, r"unknown keys \['extra'\]"),
         ({"delta": None}, "delta does not follow"),
         ({"delta": [0.0] * 5}, "delta does not follow"),
+        ({"delta": [10**400] * 5}, "delta does not follow"),
         ({"interval": []}, "interval does not follow"),
         ({"standard_error": [True] * 5}, "standard_error does not follow"),
         ({"nll_base": [1.0]}, "nll_base has 1 examples, tasks has 4"),

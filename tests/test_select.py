@@ -207,6 +207,7 @@ def test_old_files_are_read(tmp_path: Path) -> None:
         (("search", "num_hidden_layers"), None, "search is not valid"),
         (("search", "num_hidden_layers"), 10**12, "not the one that was scored"),
         (("search", "loss_full"), [10**400] * 4, "one finite value an example"),
+        (("search", "loss_full"), None, "one finite value an example"),
         (("search", "cost"), {"prefills": "many"}, "search is not valid"),
         (("search", "trace"), [{"what": "add"}], "search is not valid"),
         (("search", "extra"), 1, "a search has the keys"),
