@@ -438,6 +438,7 @@ def test_swa_compare_of_evaluations(here, capsys, comparison):
         ),
         (["m", "--policy", "a=one.json", "--tail-tokens", "2"], "are for --strategy"),
         (["m", "--evaluation", "a=b"], "leave out MODEL"),
+        (["--evaluation", "a=b", "--layers", "3", "--generate"], "leave out --layers, --generate"),
         (["--policy", "a=one.json"], "give MODEL and a --policy"),
         (["m", "--policy", "one.json"], "NAME=FILE"),
         (["m", "--policy", "a=one.json", "--policy", "a=two.json"], "given twice"),

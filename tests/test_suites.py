@@ -189,6 +189,12 @@ def test_what_a_file_is_of_stands_in_its_name(tokenizer, tmp_path, name, task):
     )
 
 
+@pytest.mark.parametrize("suite", ["ruler", "babilong", "longmemeval"])
+def test_depths_are_the_needle_grids_alone(tokenizer, suite):
+    with pytest.raises(ExampleError, match="does not use depths"):
+        examples(suite, tokenizer, depths=[0.5])
+
+
 def test_a_babilong_file_whose_name_says_nothing(tokenizer, tmp_path):
     path = write(tmp_path / "data.json", FACTS, "json")
     with pytest.raises(ExampleError, match=r"data\.json: which task is it of"):

@@ -142,10 +142,18 @@ def compare(
     require_directories(report, plot)
     check_plot(suite, plot)
     if evaluation:
-        if model is not None or policy or strategy:
-            raise InputError(
-                "--evaluation is measured already: leave out MODEL, --policy and --strategy"
-            )
+        unused = {
+            **{"MODEL": model, "--policy": policy, "--strategy": strategy},
+            **{"--calibration": calibration, "--layers": layers, "--fraction": fraction},
+            **{"--sliding-window": sliding_window, "--sink-tokens": sink_tokens},
+            **{"--tail-tokens": tail_tokens, "--decode": decode, "--consumer": consumer},
+            **{"--examples": examples, "--file": file, "--lengths": lengths, "--depths": depths},
+            **{"--tasks": tasks, "--examples-per-task": examples_per_task},
+            **{"--prompt-tokens": prompt_tokens, "--generate": generate or None},
+            **{"--scorer": scorer, "--judge-url": judge_url, "--judge-model": judge_model},
+        }
+        if given := [name for name, value in unused.items() if value is not None]:
+            raise InputError(f"--evaluation is measured already: leave out {', '.join(given)}")
         from swa.evaluation import Evaluation
 
         measured = {

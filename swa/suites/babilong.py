@@ -67,6 +67,7 @@ def examples(request: Request) -> list[Example]:
         ExampleError: no files, or of no task; an entry that is malformed; all of them left out.
         OSError: a file cannot be read.
     """
+    request.refuse("BABILong", "depths")
     wanted = request.choose_tasks(TASKS, TASKS)
     made, found = [], set()
     for path in request.required_files("BABILong"):

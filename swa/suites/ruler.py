@@ -85,6 +85,7 @@ def examples(request: Request) -> list[Example]:
         ExampleError: a length too short for a task; a task without its file; a malformed file.
         OSError: a file cannot be read.
     """
+    request.refuse("RULER", "depths")
     request.choose_tasks(SYNTHETIC, TASKS)  # refuses unknown ones before files are read
     sources: dict[str, documents.Source] = {}
     for source in map(documents.read, request.files):
