@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(metavar="[MODEL]", help="As elsewhere; not needed with --evaluation."),
@@ -142,18 +143,8 @@ def compare(
     require_directories(report, plot)
     check_plot(suite, plot)
     if evaluation:
-        unused = {
-            **{"MODEL": model, "--policy": policy, "--strategy": strategy},
-            **{"--calibration": calibration, "--layers": layers, "--fraction": fraction},
-            **{"--sliding-window": sliding_window, "--sink-tokens": sink_tokens},
-            **{"--tail-tokens": tail_tokens, "--decode": decode, "--consumer": consumer},
-            **{"--examples": examples, "--file": file, "--lengths": lengths, "--depths": depths},
-            **{"--tasks": tasks, "--examples-per-task": examples_per_task},
-            **{"--prompt-tokens": prompt_tokens, "--generate": generate or None},
-            **{"--scorer": scorer, "--judge-url": judge_url, "--judge-model": judge_model},
-        }
-        if given := [name for name, value in unused.items() if value is not None]:
-            raise InputError(f"--evaluation is measured already: leave out {', '.join(given)}")
+        if unused := _given_beside(_OF_EVALUATIONS, context):
+            raise InputError(f"--evaluation is measured already: leave out {', '.join(unused)}")
         from swa.evaluation import Evaluation
 
         measured = {
@@ -230,6 +221,20 @@ def compare(
     else:
         for measure in found.measures:
             print_table(found.table(measure))
+
+
+# What `swa compare` uses where everything is measured.
+_OF_EVALUATIONS = {"evaluation", "baseline", "suite", "report", "plot", "seed", "as_json"}
+
+
+def _given_beside(names: set[str], context: typer.Context) -> list[str]:
+    """What else was given on the command line."""
+    return [
+        parameter.opts[0] if parameter.opts[0].startswith("-") else str(parameter.name).upper()
+        for parameter in context.command.params
+        if parameter.name not in names
+        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
 
 
 @dataclass(frozen=True)
