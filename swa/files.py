@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,21 +40,33 @@ def _flush(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def is_special(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory, a device or a pipe is there, whose place no file may take."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A new name beside `path`: what is written there takes its place, whole, if all goes well.
 
     A reader sees the old file or the new one, never a part; an error leaves the old one as it was.
-    Raises OSError.
+    Raises OSError, which names `path`; at once, if that is no regular file.
     """
+    if is_special(path):
+        raise FileExistsError(
+            errno.EEXIST, "this is no regular file and is not replaced", os.fspath(path)
+        )
     target = Path(os.path.realpath(path))  # a link keeps pointing where it does
     temporary = temporary_sibling(target)
     try:
         yield temporary
         flush_file(temporary)
         os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and str(error.filename) == str(temporary):
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
     flush_directory(target.parent)
 
@@ -61,8 +74,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace `path` by a UTF-8 file holding `text`, atomically; the mode honours the umask.
 
-    As `replacing`. Raises OSError.
+    As `replacing`, but a device or a pipe is written into. Raises OSError.
     """
+    if is_special(path):
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        return
     with (
         replacing(path) as temporary,
         open(temporary, "x", encoding="utf-8", newline="\n") as file,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from swa.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,6 +203,24 @@ def pareto(curves: Pareto, ax: Axes | None = None) -> Axes:
     ax.set_title(f"{curves.model_name}, {curves.strategy}")
     ax.legend()
     return ax
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Refuse, before there is anything to draw, a file that no chart can be written to.
+
+    Raises:
+        InputError: its name does not end as matplotlib's formats do.
+        ImportError: matplotlib is missing.
+    """
+    try:
+        from matplotlib import backend_bases
+    except ImportError:
+        raise ImportError("charts need matplotlib: pip install 'swa[plot]'") from None
+    formats = backend_bases.FigureCanvasBase.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in formats:
+        raise InputError(
+            f"{os.fspath(path)}: a chart is written as .png, .svg or .pdf, as the name ends"
+        )
 
 
 def new_axes(ax: Axes | None, *, width: float, height: float) -> Axes:

@@ -137,3 +137,6 @@ def test_the_transfer_matrix(here, checkpoint, examples, capsys):
     assert len(found["layers"]["boxes"]) == 1
     assert main([*command, "--domain", f"boxes={examples}"]) == 2
     assert main([*command, *domain, "--prompt-tokens", "300"]) == 2
+    capsys.readouterr()
+    assert main([*command, *domain, "--domain", "boxes=a,b"]) == 2
+    assert "the name 'boxes' is given twice" in capsys.readouterr().err

@@ -295,6 +295,118 @@ def test_bad_files_are_named(scored, checkpoint, examples, capsys):
     assert "built-in mix" in fails(mixed, capsys)
 
 
+OUTPUTS = {  # the options of every command that name a file to write
+    ("score", "./m", "--sliding-window", "9"): ["--out", "--journal"],
+    ("gates", "./m", "--sliding-window", "9"): ["--out", "--plot"],
+    ("stability", "s.json", "--layers", "1"): ["--plot"],
+    ("control", "./m", "--sliding-window", "9", "--layers", "1"): ["--plot"],
+    ("transfer", "./m", "--sliding-window", "9", "--layers", "1"): ["--plot"],
+    ("select", "s.json", "--layers", "1"): ["--out", "--journal"],
+    ("pareto", "./m", "--sliding-window", "9"): ["--plot", "--journal"],
+    ("answer", "./m", "--prompts", "p"): ["--out"],
+    ("eval", "./m", "--suite", "needle"): ["--plot"],
+    ("sweep", "./m", "--sliding-window", "9"): ["--out", "--per-example", "--journal"],
+    ("report", "s.json"): ["--out"],
+    ("demo", "--model", "./m"): ["--out"],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [(list(c), option) for c, options in OUTPUTS.items() for option in options],
+)
+def test_outputs_are_checked_before_anything_runs(command, option, here, capsys):
+    (here / "d.csv").mkdir()
+    for path in ("", ".", "/", "d.csv"):
+        assert "is a directory" in fails([*command, option, path], capsys)
+    assert "none/f.png: its dir" in fails([*command, option, "none/f.png"], capsys)
+    if option == "--plot":
+        for name in ("chart", "chart.docx"):
+            assert f"{name}: a chart is written as .png, .svg or .pdf" in fails(
+                [*command, option, name], capsys
+            )
+    assert os.listdir(here) == ["d.csv"]
+
+
+def test_a_chart_needs_matplotlib_before_anything_runs(here, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    command = ["gates", "./m", "--sliding-window", "9", "--plot", "chart.png"]
+    assert "pip install 'swa[plot]'" in fails(command, capsys, code=1)
+
+
+def test_two_outputs_need_two_files(here, capsys):
+    (here / "link").symlink_to(here)
+    command = ["gates", "./m", "--sliding-window", "9", "--out", "f.png"]
+    assert "two outputs" in fails([*command, "--plot", "link/f.png"], capsys)
+
+
+def test_what_was_measured_is_shown_even_if_it_cannot_be_written(
+    here, checkpoint, examples, capsys, monkeypatch
+):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("swa.layer_scores.LayerScores.save", fail)
+    monkeypatch.setattr("swa.gate_scores.GateScores.save", fail)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail)
+    run = [checkpoint, "--examples", examples, "--sliding-window", "16", *RUN, "--json"]
+    suite = [checkpoint, "--suite", "needle", "--lengths", "700", *RUN, "--json"]
+    for command, schema in (
+        (["score", *run, "--out", "s.json"], "swa.scores/"),
+        (["gates", *run, "--out", "g.json"], "swa.gate-scores/"),
+        (["gates", *run, "--plot", "g.png"], "swa.gate-scores/"),
+        (["pareto", *run, "--strategy", "first", "--sizes", "1", "--plot", "p.png"], "swa.pareto"),
+        (["eval", *suite, "--depths", "0", "--plot", "e.png"], "swa.evaluation"),
+    ):
+        assert main(command) == 1
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["schema"].startswith(schema)
+        assert "No space left" in captured.err.splitlines()[-1]
+
+
+def test_a_demo_is_told_even_if_its_page_cannot_be_written(here, checkpoint, capsys, monkeypatch):
+    class Result:
+        scores = selection = None
+
+        def evaluations(self):
+            return {}
+
+        def to_dict(self):
+            return {"schema": "shown"}
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("swa.demo.run", lambda *_, **__: Result())
+    monkeypatch.setattr("swa.reporting.report", fail)
+    assert main(["demo", "--model", checkpoint, *RUN, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"schema": "shown"}
+
+
+def test_a_device_is_written_into_without_a_journal_beside_it(here, checkpoint, examples):
+    os.mkfifo(here / "pipe")
+    reader = os.open(here / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        run = ["score", checkpoint, "--examples", examples, *SCORE, "--out", "pipe"]
+        assert main(run) == 0
+        assert json.loads(os.read(reader, 1 << 16))["schema"].startswith("swa.scores")
+    finally:
+        os.close(reader)
+    assert os.listdir(here) == ["pipe"]
+
+
+def test_an_error_of_the_disk_names_the_file_that_was_asked_for(scored, capsys, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(13, "Permission denied", str(source), None, str(target))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    line = fails(["select", "scores.json", "--layers", "1", "--out", "p.json"], capsys)
+    assert line == "swa: error: p.json: Permission denied"
+    monkeypatch.setattr("swa.selection.Selection.save", lambda self, out: refuse(".tmp", out))
+    line = fails(["select", "scores.json", "--layers", "1", "--out", "p.json"], capsys)
+    assert line == "swa: error: p.json: Permission denied"
+
+
 def test_debug_shows_the_traceback_anywhere_on_the_line(here, capsys):
     for arguments in (["--debug", "select", "no.json"], ["select", "no.json", "--debug"]):
         with pytest.raises(swa.errors.InputError):

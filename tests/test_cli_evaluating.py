@@ -163,7 +163,9 @@ def test_judged_replies(here, checkpoint, capsys, monkeypatch):
         (["--suite", "frames"], "no suite 'frames': choose from ruler, needle"),
         (["--judge-model", "m"], "needs --judge-url"),
         (["--judge-url", "https://host"], "needs --judge-model"),
-        (["--judge-url", "host", "--judge-model", "m"], "https://host/v1"),
+        (["--judge-url", "host", "--judge-model", "m", "--generate"], "https://host/v1"),
+        (["--judge-url", "https://host", "--judge-model", "m"], "give --generate"),
+        (["--scorer", "exact"], "give --generate"),
     ],
 )
 def test_options_that_do_not_go_together(here, options, says, capsys):

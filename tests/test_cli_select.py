@@ -142,10 +142,28 @@ def test_scores_of_the_model_are_taken_into_account(checkpoint, capsys):
         (["./model", *POLICY, "--layers", "1", "--at-tokens", "5"], "says nothing beside"),
         (["./model", *POLICY, "--layers", "1", "--objective", "bleu"], "--objective"),
         (["scores.json", "--layers", "1", "--journal", "j"], "--journal"),
+        (["scores.json", "--layers", "1", "--objective", "kl"], "leave out --objective kl"),
+        (["scores.json", "--layers", "1", "--prompt-tokens", "9"], "leave out --prompt-tokens 9"),
+        (["scores.json", "--layers", "1", "--tokenizer", "t"], "leave out --tokenizer t"),
+        (["scores.json", "--layers", "1", "--sink-tokens", "0"], "leave out --sink-tokens 0"),
         (["./model", *POLICY, "--layers", "1", "--out", "absent/p.json"], "does not exist"),
     ],
 )
 def test_bad_input_is_one_line(arguments, says, capsys):
     assert main(["select", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert says in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--consumer", "vllm", "--tail-tokens", "4,64"], "leave out --sink-tokens, --tail-tokens"),
+        (["--decode", "window", "--tail-tokens", "0,64"], "num_tail_tokens=64 cannot be had"),
+        (["--tail-tokens", "4,x"], "--tail-tokens takes integers"),
+    ],
+)
+def test_tails_that_a_frontier_cannot_have(options, says, capsys):
+    assert main(["pareto", "./model", "--sliding-window", "8", *options]) == 2
     err = capsys.readouterr().err
     assert says in err and len(err.splitlines()) == 1

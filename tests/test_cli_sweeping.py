@@ -79,6 +79,24 @@ def test_time_that_is_up_and_going_on(
     assert (here / "kept").exists()
 
 
+def test_no_file_is_replaced_unless_this_run_goes_on(
+    here: Path, checkpoint: str, data: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default journal says so; one that was named may be of any other run."""
+    command = ["sweep", checkpoint, *GRID, *data, "--minutes", "0"]
+    (here / "old.csv").write_text("old")
+    assert main([*command, "--per-example", "old.csv"]) == 2
+    assert "old.csv exists: --force replaces it, --per-example" in capsys.readouterr().err
+    assert main([*command, "--journal", "kept"]) == 0  # nothing is there yet
+    assert "repeat the command with --force to go on from kept" in capsys.readouterr().err
+    for outputs in (["--out", "old.csv"], ["--out", "new.csv", "--per-example", "old.csv"]):
+        assert main([*command, "--journal", "kept", *outputs]) == 2
+        assert "old.csv exists" in capsys.readouterr().err
+    assert (here / "old.csv").read_text() == "old"
+    assert main([*command, "--journal", "kept", "--out", "new.csv"]) == 0
+    assert main([*command, "--journal", "kept", "--out", "new.csv", "--force"]) == 0
+
+
 def test_interrupted_and_resumed(here: Path, checkpoint: str, data: list[str]) -> None:
     """Ctrl-C once the journal holds something; the same command ends in the same table."""
     long = ["--sliding-window", ",".join(str(w) for w in range(8, 20)), "--threads", "1"]
@@ -147,6 +165,10 @@ def test_what_it_takes(
         (["--sliding-window", "wide"], "--sliding-window takes integers"),
         (["--sliding-window", "900"], "no policy of the grid"),
         (["--scheduler", "tcp://localhost:1"], "--scheduler needs --threads"),
+        (["--scheduler", "foo://x", "--threads", "1"], "--scheduler foo://x: unknown address"),
+        (["--per-example", "sweep.csv"], "two outputs"),
+        (["--consumer", "vllm"], "leave out --sink-tokens and --tail-tokens"),
+        (["--consumer", "vllm,transformers", "--sink-tokens", "0", "--tail-tokens", "8"], "to it"),
     ],
 )
 def test_what_it_refuses(

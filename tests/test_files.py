@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from swa.files import temporary_sibling, write_text
+from swa.files import replacing, temporary_sibling, write_text
 
 
 def test_text_is_written_as_it_is(tmp_path: Path) -> None:
@@ -103,14 +105,62 @@ def test_the_text_is_on_the_disk_before_its_name_is(
 
 def test_a_directory_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(IsADirectoryError) as caught:
         write_text(tmp_path / "d", "x")
+    assert caught.value.filename == str(tmp_path / "d")
     assert os.listdir(tmp_path) == ["d"]
 
 
-def test_a_missing_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_missing_directory_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
         write_text(tmp_path / "none" / "f", "x")
+    assert caught.value.filename == str(tmp_path / "none" / "f")
+
+
+def test_an_error_names_the_file_and_not_the_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Any, target: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(source), None, str(target))
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError) as caught:
+        write_text(tmp_path / "f", "x")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "f"), None)
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path: Path) -> None:
+    path, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(path)
+    link.symlink_to("pipe")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(link, "größer\n")
+        assert os.read(reader, 100) == "größer\n".encode()
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["link", "pipe"]
+
+
+def test_standard_output_can_be_written_into() -> None:
+    code = "from swa.files import write_text; write_text('/dev/stdout', 'text')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("text", "", 0)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "there")
+    before = (tmp_path / "there").stat()
+    with (
+        pytest.raises(FileExistsError, match="no regular file") as caught,
+        replacing(tmp_path / "there"),
+    ):
+        raise AssertionError("nothing is begun")
+    assert caught.value.filename == str(tmp_path / "there")
+    assert (tmp_path / "there").stat().st_ino == before.st_ino
+    assert os.listdir(tmp_path) == ["there"]
 
 
 def test_readers_see_the_old_text_or_the_new(tmp_path: Path) -> None:

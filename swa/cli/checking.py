@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,7 @@ import typer
 
 from swa.cli.helpers import (
     budget_of,
+    check_outputs,
     floats,
     load_model,
     policy_of,
@@ -62,6 +64,7 @@ def stability(
     from swa.layer_scores import LayerScores
     from swa.stability import selection_stability
 
+    check_outputs(plot=plot)
     found = selection_stability(
         LayerScores.load(scores), budget_of(layers, fraction), n_bootstrap=resamples, seed=seed
     )
@@ -125,6 +128,7 @@ def control(
     """
     from swa.controls import length_controls
 
+    check_outputs(plot=plot)
     policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     budget = budget_of(layers, fraction)
     shares = floats(scales, "--scales")
@@ -179,33 +183,45 @@ def transfer(
     """
     from swa.transfer import transfer_matrix
 
+    check_outputs(plot=plot)
     policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     budget = budget_of(layers, fraction)
     if domain and (examples_per_task is not None or prompt_tokens is not None):
         raise InputError(
             "--examples-per-task and --prompt-tokens shape the built-in tasks: leave them out"
         )
+    files = _domain_files(domain or ())
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
-    if domain:
-        domains = dict(_domain(item, loaded) for item in domain)
+    if files:
+        domains = {name: _domain(*paths, loaded) for name, paths in files.items()}
     else:
         domains = _built_in(loaded, examples_per_task or 1, prompt_tokens or PROMPT_TOKENS, seed)
     found = transfer_matrix(loaded, domains, policy, budget, seed=seed, progress=True)
     show(found, as_json, plot)
 
 
-def _domain(item: str, model: Model) -> tuple[str, Domain]:
+def _domain_files(items: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The two files of NAME=CALIBRATION,HELDOUT options by name."""
+    files: dict[str, tuple[str, str]] = {}
+    for item in items:
+        name, _, paths = item.partition("=")
+        calibration, _, heldout = paths.partition(",")
+        if not (name and calibration and heldout):
+            raise InputError(f"--domain takes NAME=CALIBRATION,HELDOUT, not {item!r}")
+        if name in files:
+            raise InputError(f"--domain: the name {name!r} is given twice")
+        files[name] = (calibration, heldout)
+    return files
+
+
+def _domain(calibration: str, heldout: str, model: Model) -> Domain:
     from swa.examples import from_jsonl
     from swa.transfer import Domain
 
-    name, _, files = item.partition("=")
-    calibration, comma, heldout = files.partition(",")
-    if not (name and calibration and comma and heldout):
-        raise InputError(f"--domain takes NAME=CALIBRATION,HELDOUT, not {item!r}")
     tokenizer = tokenizer_of(model)
-    return name, Domain(from_jsonl(calibration, tokenizer), from_jsonl(heldout, tokenizer))
+    return Domain(from_jsonl(calibration, tokenizer), from_jsonl(heldout, tokenizer))
 
 
 def _built_in(model: Model, per_task: int, prompt_tokens: int, seed: int) -> dict[str, Domain]:

@@ -11,6 +11,7 @@ import typer
 
 from swa.cli.helpers import (
     budget_of,
+    check_outputs,
     load_examples,
     load_model,
     named_files,
@@ -18,7 +19,6 @@ from swa.cli.helpers import (
     policy_fields,
     print_json,
     print_table,
-    require_directories,
 )
 from swa.cli.options import (
     Consumer,
@@ -140,7 +140,7 @@ def compare(
     from swa import comparison
     from swa.policy import AttentionPolicy
 
-    require_directories(report, plot)
+    check_outputs(report, plot=plot)
     check_plot(suite, plot)
     if evaluation:
         if unused := _given_beside(_OF_EVALUATIONS, context):
@@ -181,7 +181,7 @@ def compare(
             prompt_tokens,
             seed,
         )
-        judge = judge_of(judge_url, judge_model, judge_key)
+        judge = judge_of(judge_url, judge_model, judge_key, scorer, generate)
         policies = {
             name: AttentionPolicy.load(path)
             for name, path in named_files(policy or (), "--policy").items()
@@ -209,11 +209,6 @@ def compare(
             seed=seed,
             progress=True,
         )
-    if report is not None:
-        found.report(report)
-        note(f"wrote {report}")
-    if plot is not None:
-        draw(suite, found.evaluations, plot)
     for warning in found.warnings():
         note(f"warning: {warning}")
     if as_json:
@@ -221,6 +216,11 @@ def compare(
     else:
         for measure in found.measures:
             print_table(found.table(measure))
+    if report is not None:
+        found.report(report)
+        note(f"wrote {report}")
+    if plot is not None:
+        draw(suite, found.evaluations, plot)
 
 
 # What `swa compare` uses where everything is measured.

@@ -120,7 +120,8 @@ def _explain(error: Exception) -> tuple[int, str]:
     if isinstance(error, SwaError):
         return 2, f"error: {error}"
     if isinstance(error, _BAD_PATHS):
-        return 2, f"error: {error.filename}: {error.strerror}"
+        # Of two names the second is the target, the first may be a temporary one.
+        return 2, f"error: {error.filename2 or error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         return 1, f"error: not enough memory: {error}"
     if isinstance(error, (OSError, ImportError)):

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 import typer
 
 from swa.cli.helpers import (
+    check_outputs,
     load_model,
     note,
     policy_fields,
     print_json,
     print_table,
     refuse_existing,
-    require_directories,
     tokenizer_of,
 )
 from swa.cli.options import (
@@ -100,6 +100,7 @@ def evaluate(
     from swa.policy import AttentionPolicy
 
     check_plot(suite, plot)
+    check_outputs(plot=plot)
     source = Source(
         suite,
         examples,
@@ -111,7 +112,7 @@ def evaluate(
         prompt_tokens,
         seed,
     )
-    judge = judge_of(judge_url, judge_model, judge_key)
+    judge = judge_of(judge_url, judge_model, judge_key, scorer, generate)
     changes = policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     applied = None
     if policy:
@@ -136,12 +137,12 @@ def evaluate(
         judge=judge,
         progress=True,
     )
-    if plot is not None:
-        draw(suite, {loaded.name: evaluation}, plot)
     if as_json:
         print_json(evaluation.to_dict())
     else:
         print_table(evaluation.table())
+    if plot is not None:
+        draw(suite, {loaded.name: evaluation}, plot)
 
 
 def answer(
@@ -166,9 +167,9 @@ def answer(
     """
     from swa.examples import prompts_from_jsonl, self_answered, write_jsonl
 
+    check_outputs(out)
     if not force:
         refuse_existing(out)
-    require_directories(out)
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from swa.cli.options import PROMPT_TOKENS
 from swa.errors import InputError
+from swa.files import is_special
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -98,16 +100,36 @@ def policy_of(
     return AttentionPolicy(**policy_fields(window, sinks, tail, decode, consumer))
 
 
-def require_directories(*paths: Path | None) -> None:
-    """Refuse files that cannot be written, before anything runs."""
-    for path in paths:
-        if path is not None and not path.absolute().parent.is_dir():
+def check_outputs(*paths: Path | None, plot: Path | None = None) -> None:
+    """Refuse files that cannot be written, or drawn into, before anything runs."""
+    seen: set[str] = set()
+    for path in (*paths, plot):
+        if path is None:
+            continue
+        if path.is_dir():  # so is the empty path
+            raise InputError(f"{path} is a directory: give the name of a file")
+        if not path.absolute().parent.is_dir():
             raise InputError(f"{path}: its directory does not exist")
+        if (resolved := os.path.realpath(path)) in seen:
+            raise InputError(f"{path} is given for two outputs: give each a file of its own")
+        seen.add(resolved)
+    if plot is not None:
+        from swa.plots import check_file
+
+        check_file(plot)
 
 
-def refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise InputError(f"{out} exists: --force replaces it, --out names another file")
+def refuse_existing(path: Path, option: str = "--out") -> None:
+    """Refuse to replace a file; what is written into, as a device is, is not replaced."""
+    if path.is_file():
+        raise InputError(f"{path} exists: --force replaces it, {option} names another file")
+
+
+def journal_of(out: Path, journal: Path | None) -> Path | None:
+    """The one that was named, else one beside `out`; none beside a device such as /dev/null."""
+    if journal is None and not is_special(out):
+        return out.with_name(out.name + ".journal")
+    return journal
 
 
 def tokenizer_of(model: Model) -> Tokenizer | None:
@@ -212,14 +234,14 @@ def named_files(items: Sequence[str], option: str) -> dict[str, Path]:
 def show(
     found: Any, as_json: bool, plot: Path | None = None, draw: Callable[[], Any] | None = None
 ) -> None:
-    """Draw a result that has `plot`, `to_dict` and a repr, if asked to, and print it."""
-    if plot is not None:
-        (draw or found.plot)().figure.savefig(plot)
-        note(f"wrote {plot}")
+    """Print a result that has `plot`, `to_dict` and a repr, and then draw it, if asked to."""
     if as_json:
         print_json(found.to_dict())
     else:
         print(found)
+    if plot is not None:  # afterwards: if drawing fails, the result is not lost
+        (draw or found.plot)().figure.savefig(plot)
+        note(f"wrote {plot}")
 
 
 def print_table(table: Table) -> None:

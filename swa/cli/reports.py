@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa.cli.helpers import budget_of, named_files, note
+from swa.cli.helpers import budget_of, check_outputs, named_files, note
 from swa.cli.options import (
     FractionOfLayers,
     Layers,
@@ -45,6 +45,7 @@ def report(
     from swa.selection import load_chosen
     from swa.selection import select as choose
 
+    check_outputs(out)
     loaded = LayerScores.load(scores)
     selection: Selection | AttentionPolicy | None = None
     if policy:

@@ -13,13 +13,14 @@ import typer
 from swa.cli.helpers import (
     Interrupted,
     budget_of,
+    check_outputs,
     integers,
+    journal_of,
     load_examples,
     load_model,
     note,
     policy_of,
     refuse_existing,
-    require_directories,
     show,
     words,
 )
@@ -163,17 +164,17 @@ def score(
 
     policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     base_layers = None if base is None else integers(base, "--base")
+    check_outputs(out, journal)
     if not force:
         refuse_existing(out)
     stop = _stop(stop_at_confidence, layers, fraction, tolerance)
     if noise_floor is not None and dtype == "float32":
         raise InputError("--noise-floor is what bfloat16 does: leave out --dtype float32")
-    kept = journal or out.with_name(out.name + ".journal")
-    if kept.exists() and not resume:
+    kept = journal_of(out, journal)
+    if kept is not None and kept.exists() and not resume:
         raise InputError(
             f"{kept} is there from another run: --resume goes on; delete it to start anew"
         )
-    require_directories(out, kept)
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
@@ -192,6 +193,8 @@ def score(
             seed=seed,
         )
     except KeyboardInterrupt:
+        if kept is None:
+            raise
         raise Interrupted(
             f"interrupted; finished examples are in {kept}: repeat the command with --resume"
         ) from None
@@ -219,10 +222,12 @@ def score(
         "--max-position-embeddings": max_position_embeddings,
     }
     scores = replace(scores, command=score_command(scores, model, words(options)))
-    scores.save(out)
-    if journal is None:
-        kept.unlink()
-    show(scores, as_json)
+    try:
+        scores.save(out)
+        if kept is not None and journal is None:
+            kept.unlink()
+    finally:  # what was measured is shown even where it cannot be written
+        show(scores, as_json)
     note(f"wrote {out}; next: swa select {shlex.quote(str(out))} --fraction 0.25")
 
 
@@ -295,6 +300,7 @@ def gates(
 
     from swa.gate_scores import score_gates
 
+    check_outputs(out, plot=plot)
     policy = policy_of(sliding_window, sink_tokens, tail_tokens, decode, consumer)
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
@@ -303,7 +309,9 @@ def gates(
     alpha = np.zeros(loaded.config.num_hidden_layers)
     alpha[list(loaded.selectable_layers)] = at
     scores = score_gates(loaded, used, policy, alpha=alpha, objective=objective, progress=True)
-    if out is not None:
-        scores.save(out)
-        note(f"wrote {out}")
-    show(scores, as_json, plot)
+    try:
+        if out is not None:
+            scores.save(out)
+            note(f"wrote {out}")
+    finally:  # what was measured is shown even where it cannot be written
+        show(scores, as_json, plot)

@@ -9,14 +9,16 @@ import typer
 
 from swa.cli.helpers import (
     budget_of,
+    check_outputs,
     going_on_from,
     integers,
+    journal_of,
     load_examples,
     load_model,
     note,
     policy_fields,
     print_json,
-    require_directories,
+    words,
 )
 from swa.cli.options import (
     AtTokens,
@@ -131,13 +133,31 @@ def select(
         raise InputError("give a MODEL, or a SCORES file (or --list)")
     budget = budget_of(layers, fraction, prefill_flops, kv_bytes, at_tokens, nll_increase)
     fields = policy_fields(sliding_window, sink_tokens, tail_tokens, decode, consumer)
-    require_directories(out, journal or out)
+    check_outputs(out, journal)
     kept: Path | None = None
     if source.endswith(".json"):
-        if fields or examples or scores or windows or journal:
+        idle = {
+            "--sliding-window": sliding_window,
+            "--sink-tokens": sink_tokens,
+            "--tail-tokens": tail_tokens,
+            "--decode": decode,
+            "--consumer": consumer,
+            "--examples": examples,
+            "--examples-per-task": examples_per_task,
+            "--prompt-tokens": prompt_tokens,
+            "--objective": None if objective == "nll" else objective,
+            "--windows": windows,
+            "--scores": scores,
+            "--dtype": None if dtype == "bfloat16" else dtype,
+            "--revision": revision,
+            "--tokenizer": tokenizer,
+            "--max-position-embeddings": max_position_embeddings,
+            "--journal": journal,
+        }
+        if given := words(idle):
             raise InputError(
-                "a scores file has its policy and examples already: leave out the options that"
-                " describe them, and --journal, or give the model"
+                "a scores file has its policy, examples and objective already: leave out"
+                f" {' '.join(given)}, or give the model"
             )
         selection = choose(LayerScores.load(source), budget, strategy=strategy or "topk", seed=seed)
     else:
@@ -151,7 +171,7 @@ def select(
         used = load_examples(
             loaded, examples, examples_per_task, prompt_tokens, seed, "calibration"
         )
-        kept = journal or out.with_name(out.name + ".journal")
+        kept = journal_of(out, journal)
         with going_on_from(kept):
             selection = choose(
                 loaded,
@@ -226,13 +246,15 @@ def pareto(
     from swa.frontier import pareto as measure
     from swa.policy import AttentionPolicy
 
-    fields = policy_fields(sliding_window, sink_tokens, None, decode, consumer)
+    check_outputs(journal, plot=plot)
+    tails = None if tail_tokens is None else integers(tail_tokens, "--tail-tokens")
+    longest = max(tails or (), default=None)  # refused where `swa score` refuses it
+    fields = policy_fields(sliding_window, sink_tokens, longest, decode, consumer)
     policies = [AttentionPolicy(**fields)]
     if beside:
         policies.append(
             AttentionPolicy.for_consumer(beside, sliding_window=fields["sliding_window"])
         )
-    tails = None if tail_tokens is None else integers(tail_tokens, "--tail-tokens")
     wanted = None if sizes is None else integers(sizes, "--sizes")
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
@@ -252,15 +274,15 @@ def pareto(
             progress=True,
             journal=journal,
         )
-    if plot is not None:
-        found.plot().figure.savefig(plot)  # type: ignore[union-attr]
-        note(f"wrote {plot}")
     if as_json:
         print_json(found.to_dict())
     else:
         from rich.console import Console
 
         Console().print(found.table())
+    if plot is not None:
+        found.plot().figure.savefig(plot)  # type: ignore[union-attr]
+        note(f"wrote {plot}")
 
 
 def _summary(selection: Selection) -> dict[str, object]:

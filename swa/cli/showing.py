@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from swa.cli.helpers import note, print_json, words
+from swa.cli.helpers import check_outputs, note, print_json, words
 from swa.cli.options import (
     PROMPT_TOKENS,
     Dtype,
@@ -59,6 +59,7 @@ def demo(
     from swa import demo as demo_module
     from swa.reporting import report as write_report
 
+    check_outputs(out)
     settings = demo_module.Settings(
         examples_per_task=examples_per_task,
         prompt_tokens=prompt_tokens,
@@ -69,6 +70,17 @@ def demo(
     loaded = swa.load(path, dtype=dtype, num_threads=threads)
     note(f"{loaded.name}: {loaded.config.num_hidden_layers} layers, {loaded.dtype}")
     result = demo_module.run(loaded, settings, say=note)
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(result.table())
+        print(result.verdict)
+        print(f"Selected layers: {list(result.chosen.layers)}")
+        print(f"With the tail:   {list(result.chosen.layers_with_tail)}")
+        print(f"Asked ({result.answer.task}), expected:  {result.answer.expected}")
+        print(f"{' ' * len(f'Asked ({result.answer.task}), ')}generated: {result.answer.generated}")
     options = {
         "--model": model,
         "--source": None if model else ("hub" if path == demo_module.HUB_ID else "wheel"),
@@ -85,15 +97,4 @@ def demo(
         evaluations=result.evaluations(),
         command=shlex.join(["swa", "demo", *words(options)]),
     )
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        from rich.console import Console
-
-        Console().print(result.table())
-        print(result.verdict)
-        print(f"Selected layers: {list(result.chosen.layers)}")
-        print(f"With the tail:   {list(result.chosen.layers_with_tail)}")
-        print(f"Asked ({result.answer.task}), expected:  {result.answer.expected}")
-        print(f"{' ' * len(f'Asked ({result.answer.task}), ')}generated: {result.answer.generated}")
     note(f"wrote {out}; took {result.seconds:.0f} s after loading")

@@ -132,14 +132,22 @@ class Source:
         return found
 
 
-def judge_of(url: str | None, model: str | None, key_variable: str | None) -> Judge | None:
+def judge_of(
+    url: str | None,
+    model: str | None,
+    key_variable: str | None,
+    scorer: str | None,
+    generate: bool,
+) -> Judge | None:
     """The judge that the options describe, if they do."""
-    if url is None:
-        if model is not None or key_variable is not None:
-            raise InputError("a judge needs --judge-url")
-        return None
-    if model is None:
+    if url is None and (model is not None or key_variable is not None):
+        raise InputError("a judge needs --judge-url")
+    if url is not None and model is None:
         raise InputError("a judge needs --judge-model")
+    if not generate and (url is not None or scorer is not None):
+        raise InputError("--scorer and a judge are for replies: give --generate, too")
+    if url is None or model is None:
+        return None
     from swa.judge import EndpointJudge
 
     return EndpointJudge(url, model, key_variable)

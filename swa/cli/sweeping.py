@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from swa.cli.helpers import (
+    check_outputs,
     going_on_from,
     integers,
     load_examples,
     note,
     print_json,
     refuse_existing,
-    require_directories,
     show,
 )
 from swa.cli.options import (
@@ -126,6 +126,14 @@ def sweep(
     from swa.sweeps import sweep as run
     from swa.sweeps.table import writer_of
 
+    consumers = [None if name == "full" else name for name in consumer.split(",")]
+    sinks = integers(sink_tokens, "--sink-tokens")
+    tails = integers(tail_tokens, "--tail-tokens")
+    if None not in consumers and any([*sinks, *tails]):
+        raise InputError(
+            "--consumer says what stock servers can run: leave out --sink-tokens and"
+            " --tail-tokens, or add full to it"
+        )
     arguments: dict[str, Any] = {
         "models": models,
         "calibration": _source(calibration, examples_per_task, prompt_tokens, seed, "calibration"),
@@ -133,9 +141,9 @@ def sweep(
             heldout, heldout_per_task or examples_per_task, prompt_tokens, seed, "heldout"
         ),
         "windows": integers(sliding_window, "--sliding-window"),
-        "sinks": integers(sink_tokens, "--sink-tokens"),
-        "tails": integers(tail_tokens, "--tail-tokens"),
-        "consumers": [None if name == "full" else name for name in consumer.split(",")],
+        "sinks": sinks,
+        "tails": tails,
+        "consumers": consumers,
         "strategies": strategy or ["topk"],
         "budgets": [_budget(text) for text in budget.split(",")],
         "dtypes": dtype.split(","),
@@ -152,13 +160,15 @@ def sweep(
         return
     if scheduler is not None and threads is None:
         raise InputError("--scheduler needs --threads: how many a task may use of its worker")
+    check_outputs(out, per_example, journal)
     kept = journal or out.with_name(out.name + ".journal")
-    for path in (out, per_example):
+    # The default journal is of this very table; one that was named may be of any.
+    goes_on = journal is None and kept.exists()
+    for path, option in ((out, "--out"), (per_example, "--per-example")):
         if path is not None:
             writer_of(path)  # a wrong name is found now
-    require_directories(out, per_example, kept)
-    if not (kept.exists() or force):
-        refuse_existing(out)
+            if not (goes_on or force):
+                refuse_existing(path, option)
     with going_on_from(kept), _executor(scheduler) as executor:
         table = run(
             **arguments,
@@ -169,7 +179,8 @@ def sweep(
         )
     _report(table, out, per_example, as_json)
     if table.unfinished:
-        note(f"{table.unfinished} points are not done: repeat the command to go on from {kept}")
+        again = "repeat the command" if journal is None else "repeat the command with --force"
+        note(f"{table.unfinished} points are not done: {again} to go on from {kept}")
     elif journal is None:
         kept.unlink()
     if table.failures:
@@ -226,5 +237,9 @@ def _executor(scheduler: str | None) -> Iterator[Any]:
     except ImportError:
         raise ImportError("--scheduler needs Dask: pip install 'swa[sweep]'") from None
     connect: Any = Client  # which has no types
-    with connect(scheduler, timeout="10s") as client:
+    try:
+        client = connect(scheduler, timeout="10s")
+    except ValueError as error:
+        raise InputError(f"--scheduler {scheduler}: {error}") from error
+    with client:
         yield client
