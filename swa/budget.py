@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 LARGEST_DENOMINATOR = 10**9
 Price = Callable[["AttentionPolicy", Collection[int]], float]
 AT_LENGTH = ("prefill_flops", "kv_bytes")
+LONGEST = 2**31  # tokens: beyond any prompt, and the squares still fit
 
 
 @dataclass(frozen=True)
@@ -190,5 +192,5 @@ _CHECKS: dict[str, Callable[[object, str], float]] = {
     "prefill_flops": _share,
     "kv_bytes": _natural,
     "nll_increase": _tolerance,
-    "prompt_tokens": _natural,
+    "prompt_tokens": partial(checked_integer, minimum=1, maximum=LONGEST),
 }

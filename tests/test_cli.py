@@ -293,6 +293,8 @@ def test_bad_files_are_named(scored, checkpoint, examples, capsys):
     assert "bad.jsonl" in fails(["eval", checkpoint, "--examples", "bad.jsonl", *RUN], capsys)
     mixed = ["eval", checkpoint, "--examples", examples, "--prompt-tokens", "9", *RUN]
     assert "built-in mix" in fails(mixed, capsys)
+    long = ["eval", checkpoint, *RUN, "--prompt-tokens", "99999999"]
+    assert "do not fit this model's" in fails(long, capsys)
 
 
 OUTPUTS = {  # the options of every command that name a file to write

@@ -139,6 +139,7 @@ def test_scores_of_the_model_are_taken_into_account(checkpoint, capsys):
         (["scores.json", "--layers", "1", "--sliding-window", "8"], "has its policy"),
         (["scores.json", "--layers", "1", "--fraction", "0.5"], "give one budget"),
         (["./model", *POLICY, "--kv-bytes", "5"], "kv_bytes holds at a length"),
+        (["./model", *POLICY, "--kv-bytes", "5", "--at-tokens", "9" * 20], "prompt_tokens must be"),
         (["./model", *POLICY, "--layers", "1", "--at-tokens", "5"], "says nothing beside"),
         (["./model", *POLICY, "--layers", "1", "--objective", "bleu"], "--objective"),
         (["scores.json", "--layers", "1", "--journal", "j"], "--journal"),

@@ -185,11 +185,17 @@ def load_examples(
                 "--examples-per-task and --prompt-tokens shape the built-in mix: leave them out"
             )
         return examples.from_jsonl(path, tokenizer_of(model))
+    length = prompt_tokens or PROMPT_TOKENS
+    if length >= model.max_position_embeddings:  # before texts of such a length are made
+        raise InputError(
+            f"prompts of {length:,} tokens do not fit this model's"
+            f" {model.max_position_embeddings:,} positions: give --prompt-tokens"
+        )
     mix = examples.synthetic(
         model.tokenizer,
         tasks=tasks or tuple(TASKS),
         examples_per_task=per_task or 1,
-        prompt_tokens=prompt_tokens or PROMPT_TOKENS,
+        prompt_tokens=length,
         seed=seed,
         split=split,
     )
