@@ -333,6 +333,7 @@ def compare(
     judge: Judge | None = None,
     seed: int = 0,
     progress: bool = False,
+    journal: str | os.PathLike[str] | None = None,
 ) -> Comparison:
     """Evaluate a model under several policies on the same examples, and compare them in pairs.
 
@@ -344,7 +345,7 @@ def compare(
         baseline: the name to compare with; None: the first of `policies`.
         ends: measure "full attention" and "all sliding" (under the first policy), too.
         suite: that the examples are of, if they are of one ("perplexity" is measured differently).
-        generate, scorer, judge: as in `swa.evaluate`.
+        generate, scorer, judge, journal: as in `swa.evaluate`.
         seed: of the bootstrap.
         progress: show a bar for each policy on stderr.
 
@@ -381,6 +382,7 @@ def compare(
             scorer=scorer,
             judge=judge,
             progress=progress,
+            journal=journal,
         )
     return Comparison(evaluations, baseline, seed=seed)
 

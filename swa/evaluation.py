@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from swa import jsonio
@@ -13,6 +14,7 @@ from swa.errors import ExampleError, InputError, PolicyError, ScoresError
 from swa.examples import content_hash
 from swa.files import read_document, write_text
 from swa.grading import JUDGED, Grading, Judge, score_reply
+from swa.journal import Journal, open_journal
 from swa.layer_scores import mean, read_number
 from swa.policy import AttentionPolicy
 
@@ -224,6 +226,7 @@ def evaluate(
     scorer: str | None = None,
     judge: Judge | None = None,
     progress: bool = False,
+    journal: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Teacher-forced answer NLL and greedy match of `model` over `examples`, replies if asked for.
 
@@ -238,10 +241,12 @@ def evaluate(
         judge: scores the replies whose scorer is "judge": a function of grading and reply, such as
             `swa.judge.EndpointJudge`.
         progress: show a bar on stderr.
+        journal: a file to which each example is added when done, under any policy: an evaluation
+            that was stopped goes on from it.
 
     Raises:
         ExampleError: no examples.
-        ScoresError: an NLL is not finite.
+        ScoresError: an NLL is not finite; the journal is another model's, damaged or in use.
         InputError: replies are to be judged without a judge; no room for a reply after a prompt.
         TokenizerError: replies are asked for and the model has no tokenizer.
         JudgeError: as the judge.
@@ -257,38 +262,88 @@ def evaluate(
         from tqdm import tqdm
 
         shown = tqdm(shown, total=len(examples), desc="evaluating", unit="example")
-    nll_per_example: list[float] = []
-    is_greedy: list[bool] = []
-    replies: list[str] = []
-    scores: list[float] = []
-    for index, (example, grading) in enumerate(shown):
-        result = subject.nll_example(example)
-        if not math.isfinite(result.mean):
-            raise ScoresError(
-                f"the NLL of example {index} is {result.mean}: the checkpoint's weights overflow or"
-                ' are not numbers (if dtype is "bfloat16", try "float32")'
-            )
-        nll_per_example.append(result.mean)
-        is_greedy.append(bool(result.is_greedy.all()))
-        if grading is not None:
-            reply = subject.generate(example.prompt_ids, max_new_tokens=grading.max_new_tokens)
-            replies.append(reply.text)
-            scores.append(score_reply(grading, reply.text, judge))
+    with open_journal(journal, model, "evaluation") as opened:
+        known = {} if opened is None else _recorded(opened)
+        measured = []
+        for index, (example, grading) in enumerate(shown):
+            key = "" if opened is None else _key(subject.policy, example, grading, judge)
+            found = known.get(key) or _measured(subject, example, grading, judge, index)
+            if opened is not None and key not in known:
+                known[key] = found
+                opened.append({"key": key, **asdict(found)})
+            measured.append(found)
     judged = any(grading is not None and grading.scorer == JUDGED for grading in gradings)
     return Evaluation(
-        nll_per_example=tuple(nll_per_example),
-        greedy_match_per_example=tuple(is_greedy),
+        nll_per_example=tuple(one.nll for one in measured),
+        greedy_match_per_example=tuple(one.greedy_match for one in measured),
         tasks=tuple(example.task for example in examples),
         policy=subject.policy,
         model_name=model.name,
         model_fingerprint=model.fingerprint,
         dtype=model.dtype,
         examples_hash=content_hash(examples),
-        replies=tuple(replies) if generate else None,
-        score_per_example=tuple(scores) if generate else None,
+        replies=tuple(str(one.reply) for one in measured) if generate else None,
+        score_per_example=tuple(float(one.score or 0) for one in measured) if generate else None,
         judge=_judge_name(judge) if judged else None,
         units=_units(examples),
     )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What was found on one example: a line of the journal."""
+
+    nll: float
+    greedy_match: bool
+    reply: str | None = None
+    score: float | None = None
+
+
+def _measured(
+    model: Model, example: Example, grading: Grading | None, judge: Judge | None, index: int
+) -> _Measured:
+    result = model.nll_example(example)
+    if not math.isfinite(result.mean):
+        raise ScoresError(
+            f"the NLL of example {index} is {result.mean}: the checkpoint's weights overflow or"
+            ' are not numbers (if dtype is "bfloat16", try "float32")'
+        )
+    is_greedy = bool(result.is_greedy.all())
+    if grading is None:
+        return _Measured(result.mean, is_greedy)
+    reply = model.generate(example.prompt_ids, max_new_tokens=grading.max_new_tokens).text
+    return _Measured(result.mean, is_greedy, reply, score_reply(grading, reply, judge))
+
+
+def _key(
+    policy: AttentionPolicy | None, example: Example, grading: Grading | None, judge: Judge | None
+) -> str:
+    """Of all that a result depends on beside the model."""
+    asked = None
+    if grading is not None:
+        by = _judge_name(judge) if grading.scorer == JUDGED else None
+        asked = [grading.to_dict(), by]
+    parts = [None if policy is None else policy.to_dict(), content_hash([example]), asked]
+    return hashlib.sha256(jsonio.dumps_line(parts).encode()).hexdigest()
+
+
+def _recorded(journal: Journal) -> dict[str, _Measured]:
+    found = {}
+    for number, record in enumerate(journal.records, start=2):
+        try:
+            reply, score = record["reply"], record["score"]
+            found[str(record["key"])] = _Measured(
+                read_number(record["nll"]),
+                bool(record["greedy_match"]),
+                None if reply is None else str(reply),
+                None if score is None else read_number(score),
+            )
+        except (KeyError, TypeError) as error:
+            raise ScoresError(
+                f"{journal.path}: line {number} is not the record of an example ({error!r}): delete"
+                " this file to start anew"
+            ) from error
+    return found
 
 
 def _units(examples: Sequence[Example]) -> tuple[int, ...] | None:

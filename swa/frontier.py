@@ -15,10 +15,12 @@ from swa.evaluation import gap_closed
 from swa.examples import content_hash
 from swa.files import write_text
 from swa.gates import Objective
+from swa.journal import open_journal
 from swa.layer_scores import checked_integer, mean
 from swa.policy import AttentionPolicy, format_layers
 from swa.problem import CalibrationProblem
-from swa.runs import Cost, Spending, open_journal
+from swa.runs import Cost, Spending
+from swa.search import SEARCH
 from swa.strategies import Plain, Strategy, describe, propose, resolve
 
 if TYPE_CHECKING:
@@ -221,7 +223,10 @@ def pareto(
     chosen = resolve(strategy, seed=seed)
     points: list[ParetoPoint] = []
     spent, full = Cost(), tuple[float, ...]()
-    with open_journal(journal, model) as opened, Spending("measuring", shown=progress) as bar:
+    with (
+        open_journal(journal, model, SEARCH) as opened,
+        Spending("measuring", shown=progress) as bar,
+    ):
         for one in policies:
             show = partial(_show, bar, spent)
             problem = CalibrationProblem(model, used, one, objective, progress=show, journal=opened)

@@ -10,15 +10,38 @@ import errno
 import fcntl
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from swa import jsonio
+from swa import __version__, jsonio
 from swa.errors import ScoresError
 from swa.files import flush_directory
 
+if TYPE_CHECKING:
+    from swa.model import Model
+
 SCHEMA = "swa.journal/1"
+
+
+def open_journal(
+    path: str | os.PathLike[str] | None, model: Model, what: str
+) -> AbstractContextManager[Journal | None]:
+    """The journal of what a model was run for; None where there is no path.
+
+    Raises ScoresError (it is another model's, damaged or in use) and OSError, once it is entered.
+    """
+    if path is None:
+        return nullcontext()
+    inputs = {
+        "what": what,
+        "version": __version__,
+        "model_fingerprint": model.fingerprint,
+        "dtype": model.dtype,
+        "tier": model.engine.tier,  # whose kernels' last bits the results have
+    }
+    return Journal(path, inputs)
 
 
 class Journal:

@@ -335,7 +335,7 @@ class CalibrationProblem(RecordingProblem):
             distributions.
         scores: a single-layer sweep of this model under this policy, where there is one.
         progress: told the cost so far, after every run.
-        journal: of `swa.runs.open_journal`, which keeps what is run.
+        journal: open; keeps what is run.
 
     Raises:
         InputError: an unknown objective, or scores of something else.

@@ -7,23 +7,17 @@ crash or Ctrl-C, and serves later searches on the same model: other budgets, oth
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from swa import __version__
 from swa.errors import ScoresError
 from swa.journal import Journal
 from swa.layer_scores import read_integer, read_number
-
-if TYPE_CHECKING:
-    from swa.model import Model
 
 F64 = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -75,25 +69,6 @@ class Spending:
     def show(self, spent: Cost) -> None:
         if self._bar is not None:
             self._bar.update(spent.prefills - self._bar.n)
-
-
-def open_journal(
-    path: str | os.PathLike[str] | None, model: Model
-) -> AbstractContextManager[Journal | None]:
-    """The journal of a model's runs, of any number of problems; None where there is no path.
-
-    Raises ScoresError (it is another model's, damaged or in use) and OSError, once it is entered.
-    """
-    if path is None:
-        return nullcontext()
-    inputs = {
-        "what": "search",
-        "version": __version__,
-        "model_fingerprint": model.fingerprint,
-        "dtype": model.dtype,
-        "tier": model.engine.tier,  # whose kernels' last bits the results have
-    }
-    return Journal(path, inputs)
 
 
 class Runs:

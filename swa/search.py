@@ -14,6 +14,7 @@ from swa.policy import AttentionPolicy, format_layers
 from swa.runs import Cost
 from swa.strategies import Move
 
+SEARCH = "search"  # what a journal of runs is of
 MAX_SHOWN = 12  # lines of a trace in a repr
 
 Losses = tuple[float, ...]  # [N], nats per answer token

@@ -14,11 +14,12 @@ from swa.errors import InputError, ScoresError
 from swa.examples import content_hash
 from swa.files import read_document, write_text
 from swa.gates import Objective
+from swa.journal import open_journal
 from swa.layer_scores import LayerScores, checked_integer
 from swa.policy import AttentionPolicy, format_layers
 from swa.problem import CalibrationProblem, ScoresProblem
-from swa.runs import F64, Cost, Spending, open_journal
-from swa.search import Search
+from swa.runs import F64, Cost, Spending
+from swa.search import SEARCH, Search
 from swa.strategies import Move, Plain, Strategy, describe, propose, resolve
 from swa.strategies.fewest import fewest
 from swa.strategies.joint import FIRST_ORDER
@@ -286,7 +287,10 @@ def _on_model(
     named = "joint" if strategy is None else strategy
     chosen = resolve(named, seed=seed)
     size = None if budget.nll_increase is not None else budget.size(model.config, policy)
-    with open_journal(journal, model) as opened, Spending("selecting", shown=progress) as bar:
+    with (
+        open_journal(journal, model, SEARCH) as opened,
+        Spending("selecting", shown=progress) as bar,
+    ):
         problem = CalibrationProblem(
             model, examples, policy, objective, scores=scores, progress=bar.show, journal=opened
         )
@@ -310,7 +314,10 @@ def _with_windows(
     progress: bool,
     journal: str | os.PathLike[str] | None,
 ) -> Selection:
-    with open_journal(journal, model) as opened, Spending("selecting", shown=progress) as bar:
+    with (
+        open_journal(journal, model, SEARCH) as opened,
+        Spending("selecting", shown=progress) as bar,
+    ):
         problem = MixtureProblem(
             model, examples, policy, windows, objective, progress=bar.show, journal=opened
         )

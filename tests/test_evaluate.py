@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,47 @@ def test_judges(planted):
     assert evaluate(model, examples, generate=True, judge=Strict()).judge is None  # not asked
     with pytest.raises(swa.errors.InputError, match="give a judge"):
         evaluate(model, examples, generate=True, scorer="judge")
+
+
+def test_a_stopped_evaluation_goes_on(planted, tmp_path):
+    """Also under other policies, and with another judge only what that judge must see."""
+    model, examples, policy = planted
+    journal, asked = tmp_path / "j", []
+
+    class Judge:
+        def __init__(self, name: str, last: int) -> None:
+            self.name, self.last = name, last
+
+        def __call__(self, grading: Grading, reply: str) -> bool:
+            asked.append(reply)
+            if len(asked) == self.last:
+                raise swa.errors.JudgeError("cannot be reached")
+            return "a" in reply
+
+    given = {"generate": True, "scorer": "judge", "journal": journal}
+    with pytest.raises(swa.errors.JudgeError):
+        evaluate(model, examples, judge=Judge("one", 3), **given)
+    result = evaluate(model, examples, judge=Judge("one", 99), **given)
+    assert len(asked) == 3 + 2
+    straight = evaluate(model, examples, **(given | {"journal": None}), judge=Judge("one", 99))
+    assert result == straight
+    evaluate(model, examples, judge=Judge("another", 99), **given)
+    assert len(asked) == 5 + 4 + 4
+    sliding = evaluate(model, examples, policy=policy, journal=journal)
+    assert sliding == evaluate(model, examples, policy=policy)
+    engine, lines = model.engine, journal.read_bytes().count(b"\n")
+    idle = replace(model, engine=SimpleNamespace(tier=engine.tier, dtype=engine.dtype))
+    assert evaluate(idle, examples[::-1], policy=policy, journal=journal).nll == sliding.nll
+    assert evaluate(idle, examples, judge=Judge("one", 99), **given) == result
+    assert lines == 1 + 3 * len(examples)
+    both = {"full": None, "sliding": policy}
+    compared = swa.compare(model, both, examples, ends=False, journal=journal)
+    assert compared.evaluations["sliding"] == sliding
+    journal.write_text(journal.read_text().replace('"score": null', '"score": "x"'))
+    with pytest.raises(swa.errors.ScoresError, match="line 10 is not the record of an example"):
+        evaluate(model, examples, journal=journal)
+    with pytest.raises(swa.errors.InputError, match="'perplexity' keeps no journal"):
+        swa.suites.evaluate("perplexity", model, examples, journal=journal)
 
 
 def test_what_leaves_no_room_for_a_reply_is_refused_before_anything_runs(planted, tiny):

@@ -12,6 +12,7 @@ import typer
 from swa.cli.helpers import (
     budget_of,
     check_outputs,
+    going_on_from,
     load_examples,
     load_model,
     named_files,
@@ -48,6 +49,7 @@ from swa.cli.suites import (
     JudgeKey,
     JudgeModel,
     JudgeUrl,
+    KeptIn,
     Lengths,
     Scorer,
     Source,
@@ -121,6 +123,7 @@ def compare(
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
     judge_key: JudgeKey = None,
+    journal: KeptIn = None,
     plot: PlotFile = None,
     seed: Seed = 0,
     dtype: Dtype = "bfloat16",
@@ -140,7 +143,7 @@ def compare(
     from swa import comparison
     from swa.policy import AttentionPolicy
 
-    check_outputs(report, plot=plot)
+    check_outputs(report, journal, plot=plot)
     check_plot(suite, plot)
     if evaluation:
         if unused := _given_beside(_OF_EVALUATIONS, context):
@@ -196,19 +199,23 @@ def compare(
         )
         used = source.read(loaded)
         loaded.check_examples(used)  # before anything is searched for
-        found = comparison.compare(
-            loaded,
-            policies | (choose.policies(loaded) if choose else {}),
-            used,
-            baseline=baseline,
-            ends=ends,
-            suite=suite,
-            generate=generate,
-            scorer=scorer,
-            judge=judge,
-            seed=seed,
-            progress=True,
-        )
+        if choose:
+            policies |= choose.policies(loaded)
+        with going_on_from(journal):
+            found = comparison.compare(
+                loaded,
+                policies,
+                used,
+                baseline=baseline,
+                ends=ends,
+                suite=suite,
+                generate=generate,
+                scorer=scorer,
+                judge=judge,
+                seed=seed,
+                progress=True,
+                journal=journal,
+            )
     for warning in found.warnings():
         note(f"warning: {warning}")
     if as_json:

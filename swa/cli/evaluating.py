@@ -10,6 +10,7 @@ import typer
 
 from swa.cli.helpers import (
     check_outputs,
+    going_on_from,
     load_model,
     note,
     policy_fields,
@@ -46,6 +47,7 @@ from swa.cli.suites import (
     JudgeKey,
     JudgeModel,
     JudgeUrl,
+    KeptIn,
     Lengths,
     ListSuites,
     Scorer,
@@ -80,6 +82,7 @@ def evaluate(
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
     judge_key: JudgeKey = None,
+    journal: KeptIn = None,
     plot: PlotFile = None,
     seed: Seed = 0,
     dtype: Dtype = "bfloat16",
@@ -100,7 +103,7 @@ def evaluate(
     from swa.policy import AttentionPolicy
 
     check_plot(suite, plot)
-    check_outputs(plot=plot)
+    check_outputs(journal, plot=plot)
     source = Source(
         suite,
         examples,
@@ -127,16 +130,19 @@ def evaluate(
     loaded = load_model(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
-    evaluation = suites.evaluate(
-        suite,
-        loaded,
-        source.read(loaded),
-        policy=applied,
-        generate=generate,
-        scorer=scorer,
-        judge=judge,
-        progress=True,
-    )
+    used = source.read(loaded)
+    with going_on_from(journal):
+        evaluation = suites.evaluate(
+            suite,
+            loaded,
+            used,
+            policy=applied,
+            generate=generate,
+            scorer=scorer,
+            judge=judge,
+            progress=True,
+            journal=journal,
+        )
     if as_json:
         print_json(evaluation.to_dict())
     else:

@@ -121,14 +121,18 @@ def evaluate(
     scorer: str | None = None,
     judge: Judge | None = None,
     progress: bool = False,
+    journal: str | os.PathLike[str] | None = None,
 ) -> Evaluation:
     """Evaluate on examples of a suite, or of none: but for "perplexity" it is `swa.evaluate`.
 
-    Raises as `swa.evaluate`, and InputError: no such suite, or replies of one that has none.
+    Raises as `swa.evaluate`, and InputError: no such suite, or replies, or a journal, of one that
+    has none.
     """
     if suite is not None and not find_suite(suite).replies:
         if generate:
             raise InputError(f"suite {suite!r} asks nothing, so there are no replies to generate")
+        if journal is not None:
+            raise InputError(f"suite {suite!r} keeps no journal")
         return positions.evaluate(model, examples, policy=policy, progress=progress)
     return evaluate_answers(
         model,
@@ -138,6 +142,7 @@ def evaluate(
         scorer=scorer,
         judge=judge,
         progress=progress,
+        journal=journal,
     )
 
 
