@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 from builders import tiny_checkpoint
+from hypothesis import settings
+
+settings.register_profile("shared machines", deadline=None)
+settings.load_profile("shared machines")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

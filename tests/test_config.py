@@ -579,7 +579,7 @@ KEYS = sorted({key for values in REAL.values() for key in values} | {"rope_param
     family=st.sampled_from(list(TINY)),
     change=st.dictionaries(st.one_of(st.sampled_from(KEYS), st.text(max_size=5)), JSON, max_size=4),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @pytest.mark.filterwarnings("error")
 def test_any_json_is_read_or_refused(family: str, change: dict[str, Any]) -> None:
     try:

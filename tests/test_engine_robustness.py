@@ -286,6 +286,8 @@ class TestInterrupts:
         engine = open_engine(tiny("llama", dtype="BF16", **shape))
         zero, after = np.zeros(1, np.int64), np.full(1, 10, np.int64)
         ids = np.array([1, 2, 3], np.int32)
+        expected = {3: engine.start(ids, zero, zero, after, zero, zero, 10).logits()}
+        expected[4] = engine.start(ids, zero, zero, after, zero, zero, 10).step(7)
 
         class Enough(Exception):
             pass
@@ -297,15 +299,13 @@ class TestInterrupts:
         try:
             for attempt in range(40):
                 session = engine.start(ids, zero, zero, after, zero, zero, 10)
-                before = session.logits()
                 signal.setitimer(signal.ITIMER_REAL, 0.001 * (1 + attempt % 20))
                 try:
                     session.step(7)
                     signal.setitimer(signal.ITIMER_REAL, 0)
-                except Enough:
-                    interrupted += 1
-                    assert session.n_tokens == 3
-                    assert np.array_equal(session.logits(), before)
+                except Enough:  # if it came after the last block, the step was made
+                    interrupted += session.n_tokens == 3
+                    assert np.array_equal(session.logits(), expected[session.n_tokens])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)

@@ -227,14 +227,14 @@ def test_nasty_texts(pre: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("pre", PRES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=TEXTS)
 def test_any_text(pre: str, text: str) -> None:
     tokenizer, reference = pair(pre)
     assert tokenizer.encode(text) == reference.encode(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=TEXTS)
 def test_any_text_in_transformers(text: str) -> None:
     assert pair("qwen2")[0].encode(text) == qwen2_reference()(text)
@@ -312,7 +312,7 @@ def test_smollm2_by_definition(ours: Tokenizer, defined: Reference) -> None:
         known = set(map(ord, text)) < set(range(32, 0x2000))  # its vocabulary lacks some bytes
         assert not known or ours.decode(ours.encode(text)) == text
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(text=TEXTS)
     def any_text(text: str) -> None:
         assert ours.encode(text) == defined.encode(text)

@@ -116,7 +116,7 @@ def test_wavelengths_are_correctly_rounded(theta: float) -> None:
     theta=st.floats(100.0, 1e9),
     half=st.integers(1, 64),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_parameters(recipe: str, changes: dict[str, float], theta: float, half: int) -> None:
     values = {k: changes.get(k, v) for k, v in RECIPES[recipe].items() if k != "rope_theta"}
     if values.get("high_freq_factor", 2.0) <= values.get("low_freq_factor", 1.0):
@@ -210,7 +210,7 @@ NUMBERS = st.one_of(
         st.sampled_from(sorted({k for r in RECIPES.values() for k in r} - {"rope_type"})), NUMBERS
     ),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @pytest.mark.filterwarnings("error")
 def test_whatever_is_asked_gives_finite_frequencies_or_a_checkpoint_error(
     recipe: str, changes: dict[str, Any]

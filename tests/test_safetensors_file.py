@@ -388,7 +388,7 @@ SIZES = st.lists(st.integers(0, 4), max_size=3)
     ),
     n_bytes=st.integers(0, 32),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_structured_headers(
     ours: Callable[[bytes], Tensors], header: dict[str, Any], n_bytes: int
 ) -> None:
@@ -411,7 +411,7 @@ def test_structured_headers(
     blanks=st.integers(0, 9),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_valid_file_is_accepted(
     ours: Callable[[bytes], Tensors], shapes: dict[str, Any], blanks: int, seed: int
 ) -> None:
