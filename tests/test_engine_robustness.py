@@ -282,8 +282,16 @@ class TestInterrupts:
         self, tiny: Callable[..., Path]
     ) -> None:
         """Most of the time goes into the vocabulary: logits are being written when it comes."""
-        shape = {"vocab_size": 150_000, "hidden_size": 256, "num_hidden_layers": 1}
-        engine = open_engine(tiny("llama", dtype="BF16", tied=True, **shape))
+        checkpoint = open_checkpoint(tiny("llama", hidden_size=512, num_hidden_layers=1, tied=True))
+        config = checkpoint.config.engine_dict() | {"vocab_size": 200_000}
+        engine = _core.Engine(config, dtype="float32", num_threads=1)
+        for p in checkpoint.parameters():
+            if p.tensor != "embed_tokens":
+                engine.load_rows(p.tensor, p.layer, p.row_start, p.dtype, p.data)
+        some = np.random.default_rng(0).standard_normal((1000, 512)).astype(np.float32).tobytes()
+        for start in range(0, 200_000, 1000):
+            engine.load_rows("embed_tokens", -1, start, "F32", some)
+        engine.finish()
         zero, after = np.zeros(1, np.int64), np.full(1, 10, np.int64)
         ids = np.array([1, 2, 3], np.int32)
         expected = {3: engine.start(ids, zero, zero, after, zero, zero, 10).logits()}
@@ -297,9 +305,9 @@ class TestInterrupts:
 
         interrupted, previous = 0, signal.signal(signal.SIGALRM, stop)
         try:
-            for attempt in range(400):
+            for attempt in range(100):
                 session = engine.start(ids, zero, zero, after, zero, zero, 10)
-                signal.setitimer(signal.ITIMER_REAL, 0.001 * (1 + attempt % 20))
+                signal.setitimer(signal.ITIMER_REAL, 0.005 * (1 + attempt % 20))
                 try:
                     session.step(7)
                     signal.setitimer(signal.ITIMER_REAL, 0)
