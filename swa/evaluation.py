@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -324,26 +323,20 @@ def _key(
         by = _judge_name(judge) if grading.scorer == JUDGED else None
         asked = [grading.to_dict(), by]
     parts = [None if policy is None else policy.to_dict(), content_hash([example]), asked]
-    return hashlib.sha256(jsonio.dumps_line(parts).encode()).hexdigest()
+    return jsonio.digest(parts)
 
 
 def _recorded(journal: Journal) -> dict[str, _Measured]:
-    found = {}
-    for number, record in enumerate(journal.records, start=2):
-        try:
-            reply, score = record["reply"], record["score"]
-            found[str(record["key"])] = _Measured(
-                read_number(record["nll"]),
-                bool(record["greedy_match"]),
-                None if reply is None else str(reply),
-                None if score is None else read_number(score),
-            )
-        except (KeyError, TypeError) as error:
-            raise ScoresError(
-                f"{journal.path}: line {number} is not the record of an example ({error!r}): delete"
-                " this file to start anew"
-            ) from error
-    return found
+    def parse(record: dict[str, Any]) -> tuple[str, _Measured]:
+        reply, score = record["reply"], record["score"]
+        return str(record["key"]), _Measured(
+            read_number(record["nll"]),
+            bool(record["greedy_match"]),
+            None if reply is None else str(reply),
+            None if score is None else read_number(score),
+        )
+
+    return dict(journal.read("an example", parse))
 
 
 def _units(examples: Sequence[Example]) -> tuple[int, ...] | None:

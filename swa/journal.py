@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from swa import __version__, jsonio
 from swa.errors import ScoresError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from swa.model import Model
 
 SCHEMA = "swa.journal/1"
+T = TypeVar("T")
 
 
 def open_journal(
@@ -72,6 +73,23 @@ class Journal:
         except BaseException:
             self.close()
             raise
+
+    def read(self, what: str, parse: Callable[[dict[str, Any]], T]) -> list[T]:
+        """Every record as `parse` makes it out, in order.
+
+        Raises ScoresError: one is not the record of `what`, for which `parse` raised a KeyError,
+        TypeError or ValueError.
+        """
+        parsed = []
+        for number, record in enumerate(self.records, start=2):
+            try:
+                parsed.append(parse(record))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ScoresError(
+                    f"{self.path}: line {number} is not the record of {what} ({error!r}): delete"
+                    " this file to start anew"
+                ) from error
+        return parsed
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record; it is on the disk when this returns. Raises OSError."""

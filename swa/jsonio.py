@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +12,11 @@ from typing import Any
 def dumps_line(value: Any) -> str:
     """One line, floats at full precision. Raises ValueError on NaN and infinity."""
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of that line. Raises as `dumps_line`."""
+    return hashlib.sha256(dumps_line(value).encode()).hexdigest()
 
 
 def dumps_document(value: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ once they are known, so strategies that ask again pay nothing.
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
@@ -456,7 +455,7 @@ class CalibrationProblem(RecordingProblem):
     def _identity(self) -> str:
         """Of all that results depend on beside the model."""
         parts = (self.policy.to_dict(), self.objective, content_hash(self.examples))
-        return hashlib.sha256(jsonio.dumps_line(parts).encode()).hexdigest()
+        return jsonio.digest(parts)
 
     @property
     def _shape(self) -> tuple[ModelConfig, AttentionPolicy]:

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from swa.errors import ScoresError
 from swa.journal import Journal
 from swa.layer_scores import read_integer, read_number
 
@@ -140,20 +139,17 @@ class Runs:
 
 def _recorded(journal: Journal, problem: str) -> dict[Key, tuple[F64, float]]:
     """A problem's values and seconds."""
-    found = {}
-    for number, record in enumerate(journal.records, start=2):
-        try:
-            at = tuple(map(read_number, record["at"]))
-            key = str(record["run"]), at, read_integer(record["example"])
-            values = np.array(list(map(read_number, record["values"])), dtype=np.float64)
-            seconds = read_number(record["seconds"])
-            if not values.size or not math.isfinite(seconds):
-                raise ValueError("a run without values")
-            if record["problem"] == problem:
-                found[key] = values, seconds
-        except (KeyError, TypeError, ValueError, ScoresError) as error:
-            raise ScoresError(
-                f"{journal.path}: line {number} is not the record of a run ({error!r}): delete this"
-                " file to start anew"
-            ) from error
+    found: dict[Key, tuple[F64, float]] = {}
+
+    def parse(record: dict[str, Any]) -> None:
+        at = tuple(map(read_number, record["at"]))
+        key = str(record["run"]), at, read_integer(record["example"])
+        values = np.array(list(map(read_number, record["values"])), dtype=np.float64)
+        seconds = read_number(record["seconds"])
+        if not values.size or not math.isfinite(seconds):
+            raise ValueError("a run without values")
+        if record["problem"] == problem:
+            found[key] = values, seconds
+
+    journal.read("a run", parse)
     return found

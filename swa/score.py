@@ -363,19 +363,16 @@ def _fitting(result: ExampleScores, task: SweepTask, journal: Journal | None) ->
 def _recorded(journal: Journal, tasks: Sequence[SweepTask]) -> dict[int, ExampleScores]:
     """The results that a journal holds, by example."""
     results: dict[int, ExampleScores] = {}
-    for number, record in enumerate(journal.records, start=2):
-        try:
-            index = read_integer(record["example"])
-            if index in results or not 0 <= index < len(tasks):
-                raise ValueError(f"example {index} is not expected")
-            result = results[index] = ExampleScores.from_record(record)
-            if not result.flipped or not set(result.flipped) <= set(tasks[index].flips):
-                raise ValueError(f"deltas of the layers {result.flipped} are not expected")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ScoresError(
-                f"{journal.path}: line {number} is not the record of an example ({error!r}): delete"
-                " this file to start anew"
-            ) from error
+
+    def parse(record: dict[str, Any]) -> None:
+        index = read_integer(record["example"])
+        if index in results or not 0 <= index < len(tasks):
+            raise ValueError(f"example {index} is not expected")
+        result = results[index] = ExampleScores.from_record(record)
+        if not result.flipped or not set(result.flipped) <= set(tasks[index].flips):
+            raise ValueError(f"deltas of the layers {result.flipped} are not expected")
+
+    journal.read("an example", parse)
     return results
 
 

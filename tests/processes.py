@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -24,6 +27,24 @@ def run_python(code: str, *arguments: object, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def interrupt(command: Sequence[str], journal: Path, n_lines: int) -> str:
+    """Press Ctrl-C once a command's journal has so many lines; what it says on stderr."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "swa.cli", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=journal.parent,
+    ) as process:
+        while not journal.exists() or journal.read_bytes().count(b"\n") < n_lines:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    return errors
 
 
 def peak_bytes() -> int:

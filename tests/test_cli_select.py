@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import interrupt
 
 import swa
 from swa.cli import main
@@ -67,16 +64,7 @@ def test_interrupted_and_resumed(here, checkpoint):
     Path("long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in long))
     command = ["select", checkpoint, "--examples", "long.jsonl", *RUN, "--layers", "2"]
     journal = here / "policy.json.journal"
-    with subprocess.Popen(
-        [sys.executable, "-m", "swa.cli", *command], stderr=subprocess.PIPE, text=True, cwd=here
-    ) as process:
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 4:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    last = errors.splitlines()[-1]
+    last = interrupt(command, journal, 4).splitlines()[-1]
     assert "policy.json.journal" in last and "repeat the command to go on" in last
     assert not (here / "policy.json").exists()
     before = journal.read_bytes()

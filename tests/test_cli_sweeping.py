@@ -5,13 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import interrupt
 
 import swa
 from swa.cli import main
@@ -100,21 +97,13 @@ def test_no_file_is_replaced_unless_this_run_goes_on(
 def test_interrupted_and_resumed(here: Path, checkpoint: str, data: list[str]) -> None:
     """Ctrl-C once the journal holds something; the same command ends in the same table."""
     long = ["--sliding-window", ",".join(str(w) for w in range(8, 20)), "--threads", "1"]
-    command = [sys.executable, "-m", "swa.cli", "sweep", checkpoint, *GRID, *data, *long]
+    command = ["sweep", checkpoint, *GRID, *data, *long]
     journal = here / "sweep.csv.journal"
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=here
-    ) as process:
-        while not journal.exists() or journal.read_bytes().count(b"\n") < 5:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    errors = interrupt(command, journal, 5)
     assert "repeat the command to go on" in errors.splitlines()[-1]
     assert not (here / "sweep.csv").exists()
     before = journal.stat().st_size
-    assert main([*command[3:], "--journal", str(journal)]) == 0
+    assert main([*command, "--journal", str(journal)]) == 0
     assert journal.stat().st_size > before
     assert len(rows(here / "sweep.csv")) == 12 * 6
 

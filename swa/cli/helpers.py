@@ -28,16 +28,18 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def going_on_from(journal: Path | None) -> Iterator[None]:
-    """Say, after Ctrl-C, that the same command goes on from the journal, if there is one."""
+def going_on_from(
+    journal: Path | None,
+    done: str = "what is done is",
+    again: str = "repeat the command to go on",
+) -> Iterator[None]:
+    """Say, after Ctrl-C, how to go on from the journal, if there is one."""
     try:
         yield
     except KeyboardInterrupt:
         if journal is None:
             raise
-        raise Interrupted(
-            f"interrupted; what is done is in {journal}: repeat the command to go on"
-        ) from None
+        raise Interrupted(f"interrupted; {done} in {journal}: {again}") from None
 
 
 def load_model(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from swa.cli.helpers import (
-    Interrupted,
     budget_of,
     check_outputs,
+    going_on_from,
     integers,
     journal_of,
     load_examples,
@@ -180,7 +180,7 @@ def score(
     )
     used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration")
     _announce(loaded, used, policy, direction, base_layers)
-    try:
+    with going_on_from(kept, "finished examples are", "repeat the command with --resume"):
         scores = score_layers(
             loaded,
             used,
@@ -192,12 +192,6 @@ def score(
             stop=stop,
             seed=seed,
         )
-    except KeyboardInterrupt:
-        if kept is None:
-            raise
-        raise Interrupted(
-            f"interrupted; finished examples are in {kept}: repeat the command with --resume"
-        ) from None
     if noise_floor is not None:
         del loaded  # so that only one set of weights is in memory
         note(f"scoring {min(noise_floor, len(scores.tasks))} of the examples again, in float32")

@@ -20,9 +20,7 @@ class TopK:
         # Not always that of the means: an adaptive sweep has fewer examples of layers far from
         # the top.
         ranking = problem.known_ranking or ()
-        layers = tuple(sorted(ranking[:size]))
-        move = Move("largest deltas", layers, -float(deltas[list(layers)].sum()))
-        return Proposal(layers, (move,))
+        return _chosen(tuple(sorted(ranking[:size])), deltas, "largest deltas")
 
 
 @dataclass(frozen=True)
@@ -98,5 +96,8 @@ class LightTransfer:
 
 
 def _ranked(problem: Problem, benefit: F64, size: int, what: str) -> Proposal:
-    layers = best(benefit, problem.selectable, size)
+    return _chosen(best(benefit, problem.selectable, size), benefit, what)
+
+
+def _chosen(layers: tuple[int, ...], benefit: F64, what: str) -> Proposal:
     return Proposal(layers, (Move(what, layers, -float(benefit[list(layers)].sum())),))

@@ -85,19 +85,16 @@ class Store:
             driver.run(tasks, finished, begins=lambda: time.monotonic() < deadline)
 
     def _restore(self, journal: Journal) -> None:
-        for number, record in enumerate(journal.records, start=2):
-            try:
-                key, result, tier = record["key"], record["result"], record["tier"]
-                seconds = read_number(record["seconds"])
-                if key in self.results or not isinstance(result, dict):
-                    raise ValueError("a task twice, or without a result")
-            except (KeyError, TypeError, ValueError) as error:
-                raise ScoresError(
-                    f"{journal.path}: line {number} is not the record of a task ({error!r}): delete"
-                    " this file to start anew"
-                ) from error
-            self._check_tier(tier)
+        def parse(record: dict[str, Any]) -> Any:
+            key, result, tier = record["key"], record["result"], record["tier"]
+            seconds = read_number(record["seconds"])
+            if key in self.results or not isinstance(result, dict):
+                raise ValueError("a task twice, or without a result")
             self.results[key], self.seconds[key] = result, seconds
+            return tier
+
+        for tier in journal.read("a task", parse):
+            self._check_tier(tier)
 
     def _check_tier(self, tier: str) -> None:
         if self._tier not in (None, tier):

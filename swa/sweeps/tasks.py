@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Mapping
@@ -109,7 +108,7 @@ class Keyed:
     @cached_property
     def key(self) -> str:
         inputs: dict[str, Any] = self.inputs  # type: ignore[attr-defined]
-        return hashlib.sha256(jsonio.dumps_line(inputs).encode()).hexdigest()
+        return jsonio.digest(inputs)
 
 
 @dataclass(frozen=True)
