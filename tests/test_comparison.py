@@ -407,6 +407,30 @@ def test_swa_compare_of_strategies(here, checkpoint, capsys):
     assert "selecting by first_order" in captured.err
 
 
+def test_swa_compare_goes_on_with_searches(here, checkpoint, capsys):
+    """Both journals hold what was done; the same command ends in the same result."""
+    line = {"prompt_ids": list(range(60)), "answer_ids": [7, 9]}
+    Path("e.jsonl").write_text(json.dumps(line) + "\n")
+    run = ["compare", checkpoint, *RUN, "--sliding-window", "16", "--layers", "2", "--json"]
+    run += ["--strategy", "joint", "--calibration", "e.jsonl", "--examples", "e.jsonl"]
+    assert main(run) == 0
+    unkept = json.loads(capsys.readouterr().out)
+    run += ["--journal", "kept"]
+    journals = Path("kept"), Path("kept.search")
+    ends = []
+    for _ in range(2):
+        assert main(run) == 0
+        assert json.loads(capsys.readouterr().out) == unkept
+        ends.append([journal.read_bytes() for journal in journals])
+    assert ends[0] == ends[1]
+    # Killed in the middle of the search.
+    journals[0].unlink()
+    journals[1].write_bytes(b"".join(ends[0][1].splitlines(keepends=True)[:4]))
+    assert main(run) == 0
+    assert json.loads(capsys.readouterr().out) == unkept
+    assert journals[1].read_bytes().count(b"\n") == ends[0][1].count(b"\n")
+
+
 def test_swa_compare_of_evaluations(here, capsys, comparison):
     for name, one in comparison.evaluations.items():
         one.save(f"{name}.json")

@@ -64,8 +64,8 @@ def _introduction(study: Study) -> str:
         " answer and then over examples; *gap closed* is the share of the way from all layers"
         " sliding to all layers full, in the same cell. Differences are paired, with 95% bootstrap"
         " intervals; **bold** where the interval excludes zero. Costs are in *prefills*, FLOPs over"
-        " those of a pass with full attention, which any machine has in common; the headline's"
-        " times are of one machine."
+        " those of a pass with full attention: the study may be done in pieces on several machines,"
+        " which have these in common."
     )
 
 
@@ -94,15 +94,14 @@ def _section(study: Study, group: str, done: list[CellResults]) -> Iterator[str]
                 yield f"### {_share(of.cell.choices[0].share)} of the layers"
             elif group != "headline":
                 yield f"### {of.cell.setting}"
-            yield _choices(of, with_times=group == "headline")
+            yield _choices(of)
 
 
-def _choices(of: CellResults, *, with_times: bool) -> str:
+def _choices(of: CellResults) -> str:
     """A cell's choices, each against the paper's top-k made there within the same share."""
     full, sliding = of.of(FULL), of.of(SLIDING)
-    costs = ("prefills an example", *(["time to choose"] if with_times else []))
     lines = [
-        [end, *_values(of, measured), "", "", *[""] * len(costs)]
+        [end, *_values(of, measured), "", "", ""]
         for end, measured in ((FULL, full), (SLIDING, sliding))
         if measured is not None
     ]
@@ -117,11 +116,10 @@ def _choices(of: CellResults, *, with_times: bool) -> str:
                 _difference(measured.against(reference)) if compared and reference else "",
                 "" if full is None else _difference(measured.against(full)),
                 f"{measured.prefills:.1f}" if is_new else "",
-                *([f"{measured.select_seconds:,.0f} s"] if with_times else []),
             ]
         )
     headings = ("choice", "full layers", "NLL", "gap closed", "exact", "NLL less top-k's")
-    table = _table((*headings, "less full attention's", *costs), lines)
+    table = _table((*headings, "less full attention's", "prefills an example"), lines)
     note = f"{of.n_heldout} held-out examples."
     if of.has_gap() is False:
         note += " Sliding costs nothing here that they could show: shares of it mean nothing."
@@ -268,7 +266,7 @@ def _first_order(study: Study, groups: dict[str, list[CellResults]]) -> Iterator
     if not known:
         return
     best: FirstOrder = max(known, key=lambda found: found.n_examples)
-    timed = known[0]  # the headline's, as all times of the page
+    timed = known[0]  # the headline's, which one machine does in a row
     correlation = "" if best.spearman is None else f"{best.spearman:.2f}"
     yield (
         f"**Are gradients as good as the sweep?** Rank correlation of first-order scores with exact"

@@ -31,8 +31,6 @@ class Measured:
     """What choosing takes, in prefills a calibration example."""
     passes: float
     """The same for all calibration examples together, in full passes at the headline's length."""
-    select_seconds: float
-    """That choosing took, all calibration examples together."""
 
     @property
     def nll(self) -> float:
@@ -116,13 +114,9 @@ class CellResults:
         found, chosen = graph.measured(point, results), graph.chosen(point.choice, results)
         if found is None or chosen is None:
             return None
-        passes = seconds = 0.0
+        passes = 0.0
         if isinstance(point.choice, Choice):
-            base, tasks = point.choice.base, [graph.selection(point.choice).key]
-            if point.choice.takes_scores:
-                tasks += [task.key for task in base.scoring]
-            passes = chosen[1] * sum(map(study.passes, base.examples))
-            seconds = sum(study.store.seconds[key] for key in tasks)
+            passes = chosen[1] * sum(map(study.passes, point.choice.base.examples))
         return Measured(
             layers=chosen[0],
             nll_per_example=tuple(nll for nll, _ in found),
@@ -130,7 +124,6 @@ class CellResults:
             greedy_match=mean([match for _, match in found]),
             prefills=chosen[1],
             passes=passes,
-            select_seconds=seconds,
         )
 
 

@@ -49,7 +49,6 @@ from swa.cli.suites import (
     JudgeKey,
     JudgeModel,
     JudgeUrl,
-    KeptIn,
     Lengths,
     Scorer,
     Source,
@@ -123,7 +122,14 @@ def compare(
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
     judge_key: JudgeKey = None,
-    journal: KeptIn = None,
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Finished examples, and in FILE.search what strategies ran: the same command goes"
+            " on from there.",
+        ),
+    ] = None,
     plot: PlotFile = None,
     seed: Seed = 0,
     dtype: Dtype = "bfloat16",
@@ -199,9 +205,9 @@ def compare(
         )
         used = source.read(loaded)
         loaded.check_examples(used)  # before anything is searched for
-        if choose:
-            policies |= choose.policies(loaded)
         with going_on_from(journal):
+            if choose:
+                policies |= choose.policies(loaded, journal)
             found = comparison.compare(
                 loaded,
                 policies,
@@ -254,11 +260,12 @@ class _Choice:
     policy: AttentionPolicy
     seed: int
 
-    def policies(self, model: Model) -> dict[str, AttentionPolicy]:
-        """What each strategy selects, by its name."""
+    def policies(self, model: Model, journal: Path | None) -> dict[str, AttentionPolicy]:
+        """What each strategy selects, by its name; the searches' journal lies beside `journal`."""
         from swa.policy import format_layers
         from swa.selection import select
 
+        searched = None if journal is None else journal.with_name(journal.name + ".search")
         examples = load_examples(model, self.calibration, None, None, self.seed, "calibration")
         found = {}
         for name in self.strategies:
@@ -271,6 +278,7 @@ class _Choice:
                 strategy=name,
                 seed=self.seed,
                 progress=True,
+                journal=searched,
             )
             note(f"{name}: layers {format_layers(selection.layers)}")
             found[name] = selection.policy

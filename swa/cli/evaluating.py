@@ -47,7 +47,6 @@ from swa.cli.suites import (
     JudgeKey,
     JudgeModel,
     JudgeUrl,
-    KeptIn,
     Lengths,
     ListSuites,
     Scorer,
@@ -82,7 +81,9 @@ def evaluate(
     judge_url: JudgeUrl = None,
     judge_model: JudgeModel = None,
     judge_key: JudgeKey = None,
-    journal: KeptIn = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Finished examples: the same command goes on from there.")
+    ] = None,
     plot: PlotFile = None,
     seed: Seed = 0,
     dtype: Dtype = "bfloat16",

@@ -57,10 +57,6 @@ Scorer = Annotated[
     Literal["contains_all", "contains_any", "exact", "regex", "judge"] | None,
     typer.Option(help="Score all replies so, whatever the examples say."),
 ]
-KeptIn = Annotated[
-    Path | None,
-    typer.Option("--journal", help="Finished examples: the same command goes on from there."),
-]
 JudgeUrl = Annotated[
     str | None,
     typer.Option(help="OpenAI-compatible endpoint that judges replies (https://host/v1)."),
