@@ -146,6 +146,9 @@ def test_the_page(done: Study, tmp_path: Path) -> None:
     assert "not run yet" not in text and " choices |" not in text
     assert "The paper's top-k closes 100% of the gap" in text
     assert "`joint`'s headline choice closes 100%, one made there 100%" in text
+    assert "Within 1/9 of the layers** `joint` closes" in text
+    assert "chosen on one task alone, `topk` closes between 100% (`" in text
+    assert "**Short prompts for long ones** (T " in text
     assert text.count("Sliding costs nothing here") == 1
     assert (
         "| `topk` | 4 |" in text and "| `joint` | 2 |" in text and "### 1/9 of the layers" in text

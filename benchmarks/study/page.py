@@ -203,8 +203,11 @@ def _answers(study: Study, groups: dict[str, list[CellResults]]) -> str:
         *_transfer(groups["headline"][0]),
         *_joint(groups["headline"][0]),
         *(sentence for of in groups.get("tail", []) for sentence in _tail(of)),
+        *(sentence for of in groups.get("budget", []) for sentence in _budget(of)),
         *_first_order(study, groups),
         *_enough(groups.get("examples", [])),
+        *(sentence for of in groups.get("domain", []) for sentence in _alone(of)),
+        *(sentence for of in groups.get("short", []) for sentence in _stand_in(of)),
         *(
             sentence
             for group in ("window", "length", "consumer")
@@ -260,6 +263,17 @@ def _tail(of: CellResults) -> Iterator[str]:
             )
 
 
+def _budget(of: CellResults) -> Iterator[str]:
+    topk, joint = of.made_here(TOPK), of.made_here(DEFAULT)
+    if topk is None or joint is None:
+        return
+    yield (
+        f"**Within {_share(of.cell.choices[0].share)} of the layers** `{DEFAULT}` closes"
+        f" {_percent(of.gap(joint))}, top-k {_percent(of.gap(topk))}:"
+        f" {_difference(joint.against(topk))} nats."
+    )
+
+
 def _first_order(study: Study, groups: dict[str, list[CellResults]]) -> Iterator[str]:
     cells = [of.cell for group in ("headline", "examples") for of in groups.get(group, [])]
     known = [found for cell in cells if (found := first_order(study, cell)) is not None]
@@ -291,6 +305,35 @@ def _enough(own: list[CellResults]) -> Iterator[str]:
             yield (
                 f"**How many examples are enough for `{strategy}`?** {enough}: with so many the"
                 f" held-out NLL cannot be told from that with {most.n_examples}."
+            )
+
+
+def _alone(of: CellResults) -> Iterator[str]:
+    for strategy in (TOPK, DEFAULT):
+        known = of.done(strategy)
+        mixed = [measured for choice, measured in known if len(choice.tasks) > 1]
+        alone = [(one, choice.tasks[0]) for choice, one in known if len(choice.tasks) == 1]
+        if not mixed or not alone:
+            continue
+        best, worst = (pick(alone, key=lambda one: one[0].nll) for pick in (min, max))
+        yield (
+            f"**Another domain**: chosen on one task alone, `{strategy}` closes between"
+            f" {_percent(of.gap(worst[0]))} (`{worst[1]}`) and {_percent(of.gap(best[0]))}"
+            f" (`{best[1]}`) of the gap over all tasks, on as many examples of all of them"
+            f" {_percent(of.gap(mixed[0]))}. The worst less that:"
+            f" {_difference(worst[0].against(mixed[0]))} nats."
+        )
+
+
+def _stand_in(of: CellResults) -> Iterator[str]:
+    long = of.made_here(DEFAULT)
+    for choice, measured in of.done(DEFAULT):
+        if long is not None and measured is not long:
+            yield (
+                f"**Short prompts for long ones** ({choice.at}): `{DEFAULT}` closes"
+                f" {_percent(of.gap(measured))}, chosen on long ones {_percent(of.gap(long))}:"
+                f" {_difference(measured.against(long))} nats, for {measured.passes:.0f} long"
+                f" prefills instead of {long.passes:.0f}."
             )
 
 
