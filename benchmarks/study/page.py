@@ -281,12 +281,17 @@ def _first_order(study: Study, groups: dict[str, list[CellResults]]) -> Iterator
         return
     best: FirstOrder = max(known, key=lambda found: found.n_examples)
     timed = known[0]  # the headline's, which one machine does in a row
-    correlation = "" if best.spearman is None else f"{best.spearman:.2f}"
+    correlation = "none" if best.spearman is None else f"{best.spearman:.2f}"
+    if best.reliability is not None:
+        correlation += (
+            f" (exact deltas of as many other examples would have about {best.reliability:.2f})"
+        )
     yield (
         f"**Are gradients as good as the sweep?** Rank correlation of first-order scores with exact"
-        f" deltas, means over {best.n_examples} examples: {correlation}. One example's gradient"
-        f" took {timed.gradient_seconds:.1f} s, its exact sweep {timed.exact_seconds:.1f} s, one"
-        f" pass of full attention {timed.prefill_seconds:.1f} s."
+        f" deltas, means over {best.n_examples} examples: {correlation}; of the {best.size} layers"
+        f" that each ranks highest {best.overlap} are the same. One example's gradient took"
+        f" {timed.gradient_seconds:.1f} s, its exact sweep {timed.exact_seconds:.1f} s, one pass of"
+        f" full attention {timed.prefill_seconds:.1f} s."
     )
 
 
@@ -297,15 +302,22 @@ def _enough(own: list[CellResults]) -> Iterator[str]:
             if len(known) < 2:
                 continue
             most, reference = known[-1]
-            enough = next(
-                choice.n_examples
+            enough, measured = next(
+                (choice, measured)
                 for choice, measured in known
-                if measured is reference or not measured.against(reference).excludes_zero
+                if measured is reference or not _is_worse(measured.against(reference))
             )
-            yield (
-                f"**How many examples are enough for `{strategy}`?** {enough}: with so many the"
-                f" held-out NLL cannot be told from that with {most.n_examples}."
+            sentence = (
+                f"**How many examples are enough for `{strategy}`?** {enough.n_examples}: with"
+                f" so many the held-out NLL is not worse than with {most.n_examples}"
             )
+            if (less := measured.against(reference)).excludes_zero:
+                sentence += f", but lower: {_difference(less)} nats"
+            yield sentence + "."
+
+
+def _is_worse(difference: PairedDifference) -> bool:
+    return difference.excludes_zero and difference.difference > 0
 
 
 def _alone(of: CellResults) -> Iterator[str]:

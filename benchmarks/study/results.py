@@ -11,8 +11,10 @@ from benchmarks.study.cells import Cell, Selected
 from benchmarks.study.runner import Study
 from swa.evaluation import gap_closed
 from swa.layer_scores import mean
-from swa.stability import spearman
+from swa.selection import top_layers
+from swa.stability import reliability, spearman
 from swa.statistics import PairedDifference, paired_bootstrap
+from swa.strategies.base import best
 from swa.sweeps.graph import FULL, SLIDING, Choice, End
 
 LEAST_GAP = 0.01
@@ -133,6 +135,12 @@ class FirstOrder:
 
     spearman: float | None
     """Of the means over the examples."""
+    reliability: float | None
+    """Rank correlation to expect between the exact deltas and those of as many other examples."""
+    overlap: int
+    """How many of the layers that either ranks highest are the same."""
+    size: int
+    """How many of those layers there are."""
     n_examples: int
     gradient_seconds: float
     """An example's, as `exact_seconds` and `prefill_seconds`."""
@@ -153,8 +161,13 @@ def first_order(study: Study, cell: Cell) -> FirstOrder | None:
         return None
     estimates = np.array([store.results[task.key]["scores"] for task in tasks]).mean(axis=0)
     deltas = [scores.delta[layer] or 0.0 for layer in scores.scored_layers]
+    size = study.choice(selected).budget.resolve(scores.num_hidden_layers)
+    tops = top_layers(scores, size), best(estimates, scores.scored_layers, size)
     return FirstOrder(
         spearman(deltas, estimates[list(scores.scored_layers)]),
+        reliability(scores),
+        len(set(tops[0]) & set(tops[1])),
+        size,
         len(tasks),
         _median([store.seconds[task.key] for task in tasks]),
         _median([store.seconds[task.key] for task in base.scoring]),
