@@ -12,8 +12,14 @@ from benchmarks.study.results import CellResults
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = {TOPK: "#a9b6c6", DEFAULT: "#1769d2"}
-OTHER = "#d58a3c"
+COLOURS = {
+    TOPK: "#8494a8",
+    DEFAULT: "#1769d2",
+    "first_order": "#b5476b",
+    "path": "#d58a3c",
+    "periodic": "#4d9a77",
+}
+OTHER = "#d9dee5"
 
 
 def draw(groups: dict[str, list[CellResults]], folder: Path) -> Iterator[str]:
@@ -83,6 +89,7 @@ def _lines(own: list[CellResults], place: Any) -> dict[str, list[tuple[float, fl
 def _draw_headline(axes: Axes, bars: list[tuple[str, float]]) -> str:
     names, gaps = zip(*bars, strict=True)
     axes.barh(names, gaps, color=[COLOURS.get(name, OTHER) for name in names])
+    axes.xaxis.set_major_formatter("{x:.0%}")
     axes.set_xlabel("gap closed")
     return "Headline setting: share of the gap closed by each strategy"
 
@@ -94,6 +101,7 @@ def _draw_lines(axes: Axes, lines: dict[str, list[tuple[float, float]]], label: 
     ticks = sorted({x for points in lines.values() for x, _ in points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel(label)
+    axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_ylabel("gap closed")
     axes.legend(frameon=False)
 
