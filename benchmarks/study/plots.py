@@ -41,16 +41,17 @@ def draw(groups: dict[str, list[CellResults]], folder: Path) -> Iterator[str]:
         yield "(matplotlib is missing: no plots.)"
         return
     folder.mkdir(parents=True, exist_ok=True)
-    matplotlib.rcParams |= {"svg.hashsalt": "swa", "svg.fonttype": "none", "font.size": 9}
+    look = {"svg.hashsalt": "swa", "svg.fonttype": "none", "font.size": 9}
     yield "## Plots"
     for name, series in found.items():
-        figure, axes = pyplot.subplots(figsize=(6.5, 3.4), layout="constrained")
-        title = _PLOTS[name](axes, series)
-        axes.set_title(title)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        pyplot.close(figure)
+        with matplotlib.rc_context(look):
+            figure, axes = pyplot.subplots(figsize=(6.5, 3.4), layout="constrained")
+            title = _PLOTS[name](axes, series)
+            axes.set_title(title)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+            pyplot.close(figure)
         yield f"![{title}]({folder.name}/{name}.svg)"
 
 
