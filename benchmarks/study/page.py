@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -199,20 +199,20 @@ def _agreement(study: Study, of: CellResults, choice: Selected) -> str:
 
 def _answers(study: Study, groups: dict[str, list[CellResults]]) -> str:
     """One sentence a question, as far as what is done answers it."""
+
+    def of_each(group: str, answer: Callable[[CellResults], Iterator[str]]) -> Iterator[str]:
+        return (sentence for of in groups.get(group, []) for sentence in answer(of))
+
     found = [
-        *_transfer(groups["headline"][0]),
-        *_joint(groups["headline"][0]),
-        *(sentence for of in groups.get("tail", []) for sentence in _tail(of)),
-        *(sentence for of in groups.get("budget", []) for sentence in _budget(of)),
+        *of_each("headline", _transfer),
+        *of_each("headline", _joint),
+        *of_each("tail", _tail),
+        *of_each("budget", _budget),
         *_first_order(study, groups),
-        *_enough(groups.get("examples", [])),
-        *(sentence for of in groups.get("domain", []) for sentence in _alone(of)),
-        *(sentence for of in groups.get("short", []) for sentence in _stand_in(of)),
-        *(
-            sentence
-            for group in ("window", "length", "consumer")
-            for sentence in _survives(group, groups.get(group, []))
-        ),
+        *of_each("examples", _enough),
+        *of_each("domain", _alone),
+        *of_each("short", _stand_in),
+        *(s for group in ("window", "length", "consumer") for s in of_each(group, _survives)),
     ]
     if not found:
         return ""
@@ -238,8 +238,7 @@ def _joint(of: CellResults) -> Iterator[str]:
     if topk is None or joint is None:
         return
     yield (
-        f"**What does joint selection add?** `{DEFAULT}` closes {_percent(of.gap(joint))}, top-k"
-        f" {_percent(of.gap(topk))}: {_difference(joint.against(topk))} nats, for"
+        f"**What does joint selection add?** {_beside(of, joint, topk, 'top-k')}, for"
         f" {joint.prefills:.0f} prefills an example instead of {topk.prefills:.0f}."
     )
     better = ", ".join(
@@ -265,13 +264,9 @@ def _tail(of: CellResults) -> Iterator[str]:
 
 def _budget(of: CellResults) -> Iterator[str]:
     topk, joint = of.made_here(TOPK), of.made_here(DEFAULT)
-    if topk is None or joint is None:
-        return
-    yield (
-        f"**Within {_share(of.cell.choices[0].share)} of the layers** `{DEFAULT}` closes"
-        f" {_percent(of.gap(joint))}, top-k {_percent(of.gap(topk))}:"
-        f" {_difference(joint.against(topk))} nats."
-    )
+    if topk is not None and joint is not None:
+        share = _share(of.cell.choices[0].share)
+        yield f"**Within {share} of the layers** {_beside(of, joint, topk, 'top-k')}."
 
 
 def _first_order(study: Study, groups: dict[str, list[CellResults]]) -> Iterator[str]:
@@ -295,45 +290,41 @@ def _first_order(study: Study, groups: dict[str, list[CellResults]]) -> Iterator
     )
 
 
-def _enough(own: list[CellResults]) -> Iterator[str]:
-    for of in own:
-        for strategy in (TOPK, DEFAULT):
-            known = of.done(strategy)
-            if len(known) < 2:
-                continue
-            most, reference = known[-1]
-            enough, measured = next(
-                (choice, measured)
-                for choice, measured in known
-                if measured is reference or not _is_worse(measured.against(reference))
-            )
-            sentence = (
-                f"**How many examples are enough for `{strategy}`?** {enough.n_examples}: with"
-                f" so many the held-out NLL is not worse than with {most.n_examples}"
-            )
-            if (less := measured.against(reference)).excludes_zero:
-                sentence += f", but lower: {_difference(less)} nats"
-            yield sentence + "."
-
-
-def _is_worse(difference: PairedDifference) -> bool:
-    return difference.excludes_zero and difference.difference > 0
+def _enough(of: CellResults) -> Iterator[str]:
+    for strategy in (TOPK, DEFAULT):
+        known = of.done(strategy)
+        if len(known) < 2:
+            continue
+        most, reference = known[-1]
+        compared = ((choice, measured.against(reference)) for choice, measured in known)
+        enough, less = next(
+            (choice, less)
+            for choice, less in compared
+            if choice is most or not less.excludes_zero or less.difference < 0
+        )
+        sentence = (
+            f"**How many examples are enough for `{strategy}`?** {enough.n_examples}: with"
+            f" so many the held-out NLL is not worse than with {most.n_examples}"
+        )
+        if less.excludes_zero:
+            sentence += f", but lower: {_difference(less)} nats"
+        yield sentence + "."
 
 
 def _alone(of: CellResults) -> Iterator[str]:
     for strategy in (TOPK, DEFAULT):
         known = of.done(strategy)
-        mixed = [measured for choice, measured in known if len(choice.tasks) > 1]
+        mixed = next((one for choice, one in known if len(choice.tasks) > 1), None)
         alone = [(one, choice.tasks[0]) for choice, one in known if len(choice.tasks) == 1]
-        if not mixed or not alone:
+        if mixed is None or not alone:
             continue
         best, worst = (pick(alone, key=lambda one: one[0].nll) for pick in (min, max))
         yield (
             f"**Another domain**: chosen on one task alone, `{strategy}` closes between"
             f" {_percent(of.gap(worst[0]))} (`{worst[1]}`) and {_percent(of.gap(best[0]))}"
             f" (`{best[1]}`) of the gap over all tasks, on as many examples of all of them"
-            f" {_percent(of.gap(mixed[0]))}. The worst less that:"
-            f" {_difference(worst[0].against(mixed[0]))} nats."
+            f" {_percent(of.gap(mixed))}. The worst less that:"
+            f" {_difference(worst[0].against(mixed))} nats."
         )
 
 
@@ -342,24 +333,29 @@ def _stand_in(of: CellResults) -> Iterator[str]:
     for choice, measured in of.done(DEFAULT):
         if long is not None and measured is not long:
             yield (
-                f"**Short prompts for long ones** ({choice.at}): `{DEFAULT}` closes"
-                f" {_percent(of.gap(measured))}, chosen on long ones {_percent(of.gap(long))}:"
-                f" {_difference(measured.against(long))} nats, for {measured.passes:.0f} long"
-                f" prefills instead of {long.passes:.0f}."
+                f"**Short prompts for long ones** ({choice.at}):"
+                f" {_beside(of, measured, long, 'chosen on long ones')}, for"
+                f" {measured.passes:.0f} long prefills instead of {long.passes:.0f}."
             )
 
 
-def _survives(group: str, own: list[CellResults]) -> Iterator[str]:
-    for of in own:
-        here = of.made_here(DEFAULT)
-        for choice, there in of.done(DEFAULT):
-            if here is None or choice.at == of.cell.setting:
-                continue
+def _survives(of: CellResults) -> Iterator[str]:
+    here = of.made_here(DEFAULT)
+    for choice, there in of.done(DEFAULT):
+        if here is not None and choice.at != of.cell.setting:
             yield (
-                f"**Another {group}** ({of.cell.setting}): `{DEFAULT}`'s headline choice closes"
-                f" {_percent(of.gap(there))}, one made there {_percent(of.gap(here))}; carried over"
-                f" less made there: {_difference(there.against(here))} nats."
+                f"**Another {of.cell.group}** ({of.cell.setting}): `{DEFAULT}`'s headline choice"
+                f" closes {_percent(of.gap(there))}, one made there {_percent(of.gap(here))};"
+                f" carried over less made there: {_difference(there.against(here))} nats."
             )
+
+
+def _beside(of: CellResults, joint: Measured, other: Measured, name: str) -> str:
+    """What the default closes of the gap, and another choice, in words."""
+    return (
+        f"`{DEFAULT}` closes {_percent(of.gap(joint))}, {name} {_percent(of.gap(other))}:"
+        f" {_difference(joint.against(other))} nats"
+    )
 
 
 # ---- texts --------------------------------------------------------------------------------------

@@ -164,14 +164,14 @@ def first_order(study: Study, cell: Cell) -> FirstOrder | None:
     size = study.choice(selected).budget.resolve(scores.num_hidden_layers)
     tops = top_layers(scores, size), best(estimates, scores.scored_layers, size)
     return FirstOrder(
-        spearman(deltas, estimates[list(scores.scored_layers)]),
-        reliability(scores),
-        len(set(tops[0]) & set(tops[1])),
-        size,
-        len(tasks),
-        _median([store.seconds[task.key] for task in tasks]),
-        _median([store.seconds[task.key] for task in base.scoring]),
-        _median([store.seconds[task.key] for task in full]),
+        spearman=spearman(deltas, estimates[list(scores.scored_layers)]),
+        reliability=reliability(scores),
+        overlap=len(set(tops[0]) & set(tops[1])),
+        size=size,
+        n_examples=len(tasks),
+        gradient_seconds=_median([store.seconds[task.key] for task in tasks]),
+        exact_seconds=_median([store.seconds[task.key] for task in base.scoring]),
+        prefill_seconds=_median([store.seconds[task.key] for task in full]),
     )
 
 
