@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -178,6 +179,42 @@ def test_slices_go_on_where_they_stopped(
     loaded = new_study(journal)
     loaded.load()
     assert render(loaded, None) == half
+
+
+def test_kernels_of_two_instruction_sets_share_choices_not_numbers(
+    new_study: Callable[..., Study],
+    done: Study,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journal, few = tmp_path / "journal", (TOPK, DEFAULT)
+    new_study(journal, few).run(["headline"])
+    monkeypatch.setenv("SWA_TIER", "portable")
+    other, said = new_study(journal, few), list[str]()
+    other.run(["headline", "length"], say=said.append)
+    assert len(said) == 1 and said[0].startswith("length: ")  # the other cell is done
+    records = [json.loads(line) for line in journal.read_text().splitlines()[1:]]
+    ran = [(r["tier"], r["inputs"]["stage"]) for r in records]
+    assert len({tier for tier, _ in ran}) == 2
+    # Two of the five choices made at the headline were taken over, without the scores behind them;
+    # three were made at the other length.
+    for stage, tiers in (("select", [5, 3]), ("score", [2, 2])):
+        assert [ran.count((tier, stage)) for tier in (done.tier, "portable")] == tiers
+    for study in (other, new_study(journal, few)):
+        study.load()
+        headline, length = cell_of(study, "headline"), cell_of(study, "length")
+        assert (headline.tier, length.tier) == (done.tier, "portable")
+        assert length.n_done == len(length.cell.choices)
+    text = render(other, None)
+    assert f"| 1 | done | {done.tier} |" in text and "| 1 | done | portable |" in text
+    # What another instruction set has begun is left to it.
+    half = tmp_path / "half"
+    half.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    monkeypatch.delenv("SWA_TIER")
+    before, said = half.stat().st_size, []
+    new_study(half, few).run(["length"], say=said.append)
+    assert "left to kernels for portable, which began it" in said[0]
+    assert half.stat().st_size == before
 
 
 def test_a_strategy_that_fails_ends_nothing(

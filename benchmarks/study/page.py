@@ -65,7 +65,8 @@ def _introduction(study: Study) -> str:
         " sliding to all layers full, in the same cell. Differences are paired, with 95% bootstrap"
         " intervals; **bold** where the interval excludes zero. Costs are in *prefills*, FLOPs over"
         " those of a pass with full attention: the study may be done in pieces on several machines,"
-        " which have these in common."
+        " which have these in common; the numbers of one cell come from kernels of one instruction"
+        " set."
     )
 
 
@@ -74,8 +75,9 @@ def _progress(groups: dict[str, list[CellResults]]) -> str:
     for group, own in groups.items():
         total, done = sum(len(of.cell.choices) for of in own), sum(of.n_done for of in own)
         state = "done" if done == total else f"{done} of {total} choices" if done else "not run yet"
-        rows.append((TITLES[group], str(len(own)), state))
-    return "## What is done\n\n" + _table(("question", "cells", "state"), rows)
+        tiers = dict.fromkeys(of.tier for of in own if of.n_done)
+        rows.append((TITLES[group], str(len(own)), state, ", ".join(tiers)))
+    return "## What is done\n\n" + _table(("question", "cells", "state", "kernels for"), rows)
 
 
 # ---- sections -----------------------------------------------------------------------------------

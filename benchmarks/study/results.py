@@ -54,7 +54,13 @@ class CellResults:
     def __init__(self, study: Study, cell: Cell) -> None:
         self.cell = cell
         self._study = study
+        self._store = study.store_of(cell)
         self._found: dict[Selected | End, Measured | None] = {}
+
+    @property
+    def tier(self) -> str:
+        """Of the kernels whose numbers these are."""
+        return self._store.tier or ""
 
     @property
     def n_heldout(self) -> int:
@@ -111,7 +117,7 @@ class CellResults:
         return is_sure and difference.difference > LEAST_GAP
 
     def _measure(self, choice: Selected | End) -> Measured | None:
-        study, results = self._study, self._study.store.results
+        study, results = self._study, self._store.results
         point, graph = study.point(self.cell, choice), study.graph(self.cell)
         found, chosen = graph.measured(point, results), graph.chosen(point.choice, results)
         if found is None or chosen is None:
@@ -150,7 +156,7 @@ class FirstOrder:
 
 def first_order(study: Study, cell: Cell) -> FirstOrder | None:
     """None: not all of it is done."""
-    store, graph = study.store, study.graph(cell)
+    store, graph = study.store_of(cell), study.graph(cell)
     selected, tasks = study.first_order(cell)
     if selected is None or any(task.key not in store.results for task in tasks):
         return None
@@ -177,7 +183,7 @@ def first_order(study: Study, cell: Cell) -> FirstOrder | None:
 
 def deltas(study: Study, cell: Cell, selected: Selected) -> list[float] | None:
     """[L]: mean exact deltas behind a top-k choice (0 where there is none); None: not done."""
-    scores = study.graph(cell).scores(study.base(selected), study.store.results)
+    scores = study.graph(cell).scores(study.base(selected), study.store_of(cell).results)
     return None if scores is None else [delta or 0.0 for delta in scores.delta]
 
 

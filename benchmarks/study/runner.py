@@ -115,16 +115,45 @@ class Study:
                 f"{self.model.name} has {self.model.max_position_embeddings} positions, too few for"
                 f" prompts of {scale.setting.prompt_tokens} tokens"
             )
-        self.store = Store(None)
+        self.stores = {self.tier: Store(None)}
+        """What was found, by the tier of the kernels; this machine's first."""
         self._examples: dict[Any, tuple[Example, ...]] = {}
         self._bases: dict[Any, Base] = {}
         self._heldout: dict[Any, Heldout] = {}
         self._graphs: dict[Cell, Graph] = {}
 
+    @property
+    def tier(self) -> str:
+        """Of this machine's kernels."""
+        return self.model.engine.tier
+
+    @property
+    def store(self) -> Store:
+        """What this machine's kernels found, and what it adds."""
+        return self.stores[self.tier]
+
+    def store_of(self, cell: Cell) -> Store:
+        """Whose results a cell has, which are not mixed: those of the kernels that did most of it.
+
+        Layers chosen elsewhere are taken over by all.
+        """
+        # Of equals this machine's, which is the first.
+        return max(self.stores.values(), key=lambda store: self._n_measured(cell, store))
+
+    def _n_measured(self, cell: Cell, store: Store) -> int:
+        graph, points = self.graph(cell), (self.point(cell, choice) for choice in cell.choices)
+        return sum(graph.measured(point, store.results) is not None for point in points)
+
     def load(self) -> None:
         """Read what the journal holds. Raises ScoresError: it is of another version, or in use."""
         with Journal(self._journal, INPUTS) as journal:
-            self.store = Store(journal)
+            self._read(journal)
+
+    def _read(self, journal: Journal) -> None:
+        tiers = journal.read("a task", lambda record: record["tier"])
+        self.stores = {
+            tier: Store(journal, tier=tier) for tier in dict.fromkeys([self.tier, *tiers])
+        }
 
     def run(
         self,
@@ -143,18 +172,24 @@ class Study:
             progress: show a bar on stderr for each cell.
             say: told each cell.
 
-        A task that fails is in `store.failures`, and ends nothing.
+        A task that fails is in `store.failures`, and ends nothing. A cell that kernels of another
+        tier have begun is left to them.
         """
         deadline = time.monotonic() + 60 * minutes
         wanted = [cell for cell in self.cells if groups is None or cell.group in set(groups)]
         with Journal(self._journal, INPUTS) as journal, executing(None, workers) as used:
-            self.store = Store(journal)
+            self._read(journal)
             try:
                 for cell in wanted:
-                    if time.monotonic() < deadline:
+                    if time.monotonic() >= deadline:
+                        break
+                    store = self.store_of(cell)
+                    if store is self.store:
                         say(str(cell))
                         driver = Driver(used[0], in_flight=used[1])
                         self._complete(cell, driver, deadline, progress)
+                    elif self._n_measured(cell, store) < len(cell.choices):
+                        say(f"{cell}: left to kernels for {store.tier}, which began it")
             finally:
                 close_model()
 
@@ -247,7 +282,7 @@ def takes(study: Study) -> str:
     speed = measure_speed(study.model)
     hours: dict[str, float] = {}
     for cell in study.cells:
-        seconds = sum(stage_seconds(study.graph(cell), speed, study.store.results))
+        seconds = sum(stage_seconds(study.graph(cell), speed, study.store_of(cell).results))
         hours[cell.group] = hours.get(cell.group, 0.0) + seconds / 3600
     lines = [f"{group:10} {own:5.1f} h" for group, own in hours.items()]
     note = "(at most: what groups share is counted in each)"

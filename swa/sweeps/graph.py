@@ -139,10 +139,11 @@ class Graph:
             if not isinstance(point.choice, Choice):
                 tasks += self.evaluations(point, results)
         for choice in self.choices:
-            if choice.takes_scores:
+            selection = self.selection(choice)
+            if choice.takes_scores and selection.key not in results:
                 tasks += choice.base.scoring
             else:
-                tasks.append(self.selection(choice))
+                tasks.append(selection)
         return self._missing(tasks, results)
 
     def follow(self, task: Task, results: Results) -> list[Task]:

@@ -14,7 +14,7 @@ from swa.journal import Journal
 from swa.layer_scores import read_number
 from swa.sweeps.driver import Driver
 from swa.sweeps.graph import Graph
-from swa.sweeps.tasks import Outcome, Task
+from swa.sweeps.tasks import Outcome, SelectTask, Task
 
 INPUTS = {"version": __version__, "what": "sweep"}
 """What every result in a journal depends on, beside its own inputs."""
@@ -23,18 +23,24 @@ INPUTS = {"version": __version__, "what": "sweep"}
 class Store:
     """What was found, each task once.
 
+    Args:
+        journal: what it holds is read, what comes in is added.
+        tier: read what kernels of this one found, and the layers that were chosen on any; None: the
+            journal may hold one tier only, whichever comes first.
+
     Raises:
-        ScoresError: the journal is damaged, or kernels of different instruction sets took part.
+        ScoresError: the journal is damaged, or kernels of a second instruction set took part.
     """
 
-    def __init__(self, journal: Journal | None) -> None:
+    def __init__(self, journal: Journal | None, *, tier: str | None = None) -> None:
         self._journal = journal
         self.results: dict[str, dict[str, Any]] = {}
         self.seconds: dict[str, float] = {}
         """That each took, where it ran."""
         self.failures: dict[str, tuple[str, Exception]] = {}
         """Name and error of the tasks that failed in this run."""
-        self._tier: str | None = None
+        self.tier = tier
+        """Of the kernels that took part; None: not known yet."""
         if journal is not None:
             self._restore(journal)
 
@@ -85,21 +91,25 @@ class Store:
             driver.run(tasks, finished, begins=lambda: time.monotonic() < deadline)
 
     def _restore(self, journal: Journal) -> None:
+        wanted = self.tier
+
         def parse(record: dict[str, Any]) -> Any:
             key, result, tier = record["key"], record["result"], record["tier"]
             seconds = read_number(record["seconds"])
-            if key in self.results or not isinstance(result, dict):
-                raise ValueError("a task twice, or without a result")
-            self.results[key], self.seconds[key] = result, seconds
+            if wanted in (None, tier) or record["inputs"]["stage"] == SelectTask.STAGE:
+                if key in self.results or not isinstance(result, dict):
+                    raise ValueError("a task twice, or without a result")
+                self.results[key], self.seconds[key] = result, seconds
             return tier
 
         for tier in journal.read("a task", parse):
-            self._check_tier(tier)
+            if wanted is None:
+                self._check_tier(tier)
 
     def _check_tier(self, tier: str) -> None:
-        if self._tier not in (None, tier):
+        if self.tier not in (None, tier):
             raise ScoresError(
-                f"one task ran on the kernels {tier}, others on {self._tier}, whose results differ"
+                f"one task ran on the kernels {tier}, others on {self.tier}, whose results differ"
                 " in the last bits: set SWA_TIER alike for all workers, and begin a new journal"
             )
-        self._tier = tier
+        self.tier = tier

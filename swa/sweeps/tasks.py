@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from swa import jsonio
 from swa.budget import Budget
@@ -185,6 +185,8 @@ class EvaluateTask(Keyed):
 class SelectTask(Keyed):
     """The layers that one strategy keeps full within one budget."""
 
+    STAGE: ClassVar = "select"
+
     source: ModelSource
     policy: AttentionPolicy
     objective: Objective
@@ -203,7 +205,7 @@ class SelectTask(Keyed):
     @cached_property
     def inputs(self) -> dict[str, Any]:
         return {
-            "stage": "select",
+            "stage": self.STAGE,
             **self.source.identity,
             "policy": self.policy.to_dict(),
             "objective": self.objective,
