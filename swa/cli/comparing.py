@@ -12,6 +12,7 @@ import typer
 from swa.cli.helpers import (
     budget_of,
     check_outputs,
+    given_beside,
     going_on_from,
     load_examples,
     load_model,
@@ -152,7 +153,7 @@ def compare(
     check_outputs(report, journal, plot=plot)
     check_plot(suite, plot)
     if evaluation:
-        if unused := _given_beside(_OF_EVALUATIONS, context):
+        if unused := given_beside(_OF_EVALUATIONS, context):
             raise InputError(f"--evaluation is measured already: leave out {', '.join(unused)}")
         from swa.evaluation import Evaluation
 
@@ -236,18 +237,8 @@ def compare(
         draw(suite, found.evaluations, plot)
 
 
-# What `swa compare` uses where everything is measured.
+# What is used where everything is measured.
 _OF_EVALUATIONS = {"evaluation", "baseline", "suite", "report", "plot", "seed", "as_json"}
-
-
-def _given_beside(names: set[str], context: typer.Context) -> list[str]:
-    """What else was given on the command line."""
-    return [
-        parameter.opts[0] if parameter.opts[0].startswith("-") else str(parameter.name).upper()
-        for parameter in context.command.params
-        if parameter.name not in names
-        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
-    ]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +14,7 @@ from swa.errors import InputError
 from swa.files import is_special
 
 if TYPE_CHECKING:
+    import typer
     from rich.table import Table
 
     from swa.budget import Budget
@@ -136,6 +137,16 @@ def journal_of(out: Path, journal: Path | None) -> Path | None:
 
 def tokenizer_of(model: Model) -> Tokenizer | None:
     return model.tokenizer if model.has_tokenizer else None
+
+
+def given_beside(names: Container[str], context: typer.Context) -> list[str]:
+    """The options that were given, other than those of these parameters."""
+    return [
+        parameter.opts[0] if parameter.opts[0].startswith("-") else str(parameter.name).upper()
+        for parameter in context.command.params
+        if parameter.name not in names
+        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
+    ]
 
 
 def words(options: Mapping[str, object]) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 from swa.cli.helpers import (
     budget_of,
     check_outputs,
+    given_beside,
     going_on_from,
     integers,
     journal_of,
@@ -18,7 +19,6 @@ from swa.cli.helpers import (
     note,
     policy_fields,
     print_json,
-    words,
 )
 from swa.cli.options import (
     AtTokens,
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 
 def select(
+    context: typer.Context,
     source: Annotated[
         str | None,
         typer.Argument(
@@ -136,28 +137,10 @@ def select(
     check_outputs(out, journal)
     kept: Path | None = None
     if source.endswith(".json"):
-        idle = {
-            "--sliding-window": sliding_window,
-            "--sink-tokens": sink_tokens,
-            "--tail-tokens": tail_tokens,
-            "--decode": decode,
-            "--consumer": consumer,
-            "--examples": examples,
-            "--examples-per-task": examples_per_task,
-            "--prompt-tokens": prompt_tokens,
-            "--objective": None if objective == "nll" else objective,
-            "--windows": windows,
-            "--scores": scores,
-            "--dtype": None if dtype == "bfloat16" else dtype,
-            "--revision": revision,
-            "--tokenizer": tokenizer,
-            "--max-position-embeddings": max_position_embeddings,
-            "--journal": journal,
-        }
-        if given := words(idle):
+        if unused := given_beside(_OF_SCORES, context):
             raise InputError(
                 "a scores file has its policy, examples and objective already: leave out"
-                f" {' '.join(given)}, or give the model"
+                f" {', '.join(unused)}, or give the model"
             )
         selection = choose(LayerScores.load(source), budget, strategy=strategy or "topk", seed=seed)
     else:
@@ -194,6 +177,13 @@ def select(
     else:
         print(selection)
     note(f"wrote {out}")
+
+
+# What is used with a scores file, or changes no result.
+_OF_SCORES = {
+    *("source", "strategy", "seed", "out", "as_json", "threads", "local_files_only"),
+    *("layers", "fraction", "prefill_flops", "kv_bytes", "at_tokens", "nll_increase"),
+}
 
 
 def pareto(
