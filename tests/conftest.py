@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from hypothesis import settings
 
 settings.register_profile("shared machines", deadline=None)
 settings.load_profile("shared machines")
+
+# A shell's background jobs are born deaf to Ctrl-C, and so would be the tests that press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
