@@ -342,14 +342,16 @@ def _stand_in(of: CellResults) -> Iterator[str]:
 
 
 def _survives(of: CellResults) -> Iterator[str]:
-    here = of.made_here(DEFAULT)
-    for choice, there in of.done(DEFAULT):
-        if here is not None and choice.at != of.cell.setting:
-            yield (
-                f"**Another {of.cell.group}** ({of.cell.setting}): `{DEFAULT}`'s headline choice"
-                f" closes {_percent(of.gap(there))}, one made there {_percent(of.gap(here))};"
-                f" carried over less made there: {_difference(there.against(here))} nats."
-            )
+    for strategy in (TOPK, DEFAULT):
+        here = of.made_here(strategy)
+        for choice, there in of.done(strategy):
+            if here is not None and choice.at != of.cell.setting:
+                yield (
+                    f"**Another {of.cell.group}** ({of.cell.setting}): `{strategy}`'s headline"
+                    f" choice closes {_percent(of.gap(there))}, one made there"
+                    f" {_percent(of.gap(here))}; carried over less made there:"
+                    f" {_difference(there.against(here))} nats."
+                )
 
 
 def _beside(of: CellResults, joint: Measured, other: Measured, name: str) -> str:
