@@ -213,7 +213,7 @@ def test_kernels_of_two_instruction_sets_share_choices_not_numbers(
     monkeypatch.delenv("SWA_TIER")
     before, said = half.stat().st_size, []
     new_study(half, few).run(["length"], say=said.append)
-    assert "left to kernels for portable, which began it" in said[0]
+    assert "left to kernels for portable, which began it: set SWA_TIER=portable" in said[0]
     assert half.stat().st_size == before
 
 

@@ -189,7 +189,10 @@ class Study:
                         driver = Driver(used[0], in_flight=used[1])
                         self._complete(cell, driver, deadline, progress)
                     elif self._n_measured(cell, store) < len(cell.choices):
-                        say(f"{cell}: left to kernels for {store.tier}, which began it")
+                        say(
+                            f"{cell}: left to kernels for {store.tier}, which began it: set"
+                            f" SWA_TIER={store.tier} where the CPU can run them"
+                        )
             finally:
                 close_model()
 
