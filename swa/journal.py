@@ -45,6 +45,10 @@ def open_journal(
     return Journal(path, inputs)
 
 
+class JournalInUse(ScoresError):
+    """Another process has the journal open."""
+
+
 class Journal:
     """An open journal: `records` holds what earlier runs finished, `append` adds to it.
 
@@ -56,7 +60,8 @@ class Journal:
         inputs: all that the records depend on (JSON values); a journal of other inputs is refused.
 
     Raises:
-        ScoresError: another process has the journal open, it belongs to other inputs, it is damaged
+        JournalInUse: another process has the journal open.
+        ScoresError: it belongs to other inputs, it is damaged
             before its last line, or the file is no journal at all (it is never overwritten).
         OSError: the file cannot be opened, read or written.
     """
@@ -118,7 +123,7 @@ class Journal:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            raise ScoresError(
+            raise JournalInUse(
                 f"{self.path}: another run is writing this journal: wait for it to end, or give"
                 " this run a journal of its own"
             ) from None

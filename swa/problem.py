@@ -376,6 +376,15 @@ class CalibrationProblem(RecordingProblem):
         """The selectable layers by the scores given, or by mean delta; None where there is none."""
         return super().known_ranking if self.scores is None else self.scores.ranking
 
+    def journaled(self, journal: Journal) -> Self:
+        """`fresh`, with a journal that gets every run that is asked for, known or not.
+
+        Raises ScoresError: the journal is damaged.
+        """
+        other = self.fresh()
+        other._runs = self._runs.journaled(journal, self._identity())
+        return other
+
     def run_loss(self, full_layers: frozenset[int], index: int) -> float:
         return self.hybrid_loss(self.policy, full_layers, index)
 

@@ -94,6 +94,15 @@ class Runs:
         self._recorded = {} if journal is None else _recorded(journal, problem)
         self._found: dict[Key, tuple[F64, Cost]] = {}
 
+    def journaled(self, journal: Journal, problem: str) -> Runs:
+        """With all that these know, now and later, and a journal for whatever is asked here.
+
+        Raises ScoresError as the class.
+        """
+        other = Runs(self._progress, journal, problem)
+        other._found = self._found
+        return other
+
     def __contains__(self, key: Key) -> bool:
         """Whether `get` was asked for it; what only the journal knows does not count."""
         return key in self._found
@@ -106,8 +115,8 @@ class Runs:
                 cost = self._spend(Cost(prefills, seconds))
             else:
                 values, cost = self.timed(run, prefills)
-                self._record(key, values, cost)
             self._found[key] = values, cost
+        self._record(key, *self._found[key])
         return self._found[key]
 
     def timed(self, run: Callable[[], T], prefills: float) -> tuple[T, Cost]:
@@ -123,7 +132,7 @@ class Runs:
         return cost
 
     def _record(self, key: Key, values: F64, cost: Cost) -> None:
-        if self._journal is not None:
+        if self._journal is not None and key not in self._recorded:
             what, at, example = key
             self._journal.append(
                 {
@@ -135,6 +144,7 @@ class Runs:
                     "seconds": round(cost.seconds, 3),
                 }
             )
+            self._recorded[key] = values, cost.seconds
 
 
 def _recorded(journal: Journal, problem: str) -> dict[Key, tuple[F64, float]]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial, partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +37,7 @@ from swa.errors import (
     SwaWarning,
     WorkerError,
 )
+from swa.journal import Journal
 from swa.model import plan
 from swa.problem import CalibrationProblem
 from swa.strategies import STRATEGIES, propose, resolve
@@ -473,6 +477,72 @@ def test_interruption_keeps_what_is_done(
         sweep(journal=tmp_path / "j", executor=Interrupted())
     assert len(records(tmp_path / "j")) == 10
     assert sweep(journal=tmp_path / "j") == expected
+
+
+def test_a_selection_goes_on_where_it_was_cut(
+    sweep: Callable[..., SweepTable], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what earlier selections in the same process had found for it, too."""
+    grid: dict[str, Any] = {"strategies": ["first_order", "joint"], "budgets": [3]}
+    ran: list[Any] = []
+    last = math.inf
+
+    def counting(run: Any, self: Any, *arguments: Any) -> Any:
+        if len(ran) == last:
+            raise KeyboardInterrupt
+        ran.append(arguments)
+        return run(self, *arguments)
+
+    for name in ("run_loss", "run_gradient"):
+        run = getattr(CalibrationProblem, name)
+        monkeypatch.setattr(CalibrationProblem, name, partialmethod(partial(counting, run)))
+    expected = sweep(journal=tmp_path / "straight", **grid)
+    n_runs = len(ran)
+    assert not (tmp_path / "straight.searches").exists()
+
+    journal, folder = tmp_path / "j", tmp_path / "j.searches"
+    ran.clear()
+    last = n_runs // 2
+    with pytest.raises(KeyboardInterrupt):
+        sweep(journal=journal, **grid)
+    assert len(list(folder.iterdir())) == 1
+    last = math.inf
+    assert sweep(journal=journal, **grid) == expected
+    assert len(ran) == n_runs
+    assert not folder.exists()
+    again = [record["result"] for record in records(journal)]
+    assert again == [record["result"] for record in records(tmp_path / "straight")]
+
+
+def test_a_selection_that_dies_goes_on(sweep: Callable[..., SweepTable], tmp_path: Path) -> None:
+    """In the process that takes the place of the dead one."""
+    journal = tmp_path / "j"
+    dying = sweep_strategies.Dying(f"{journal}.searches")
+    table = sweep(journal=journal, strategies=[dying], budgets=[2], workers=1)
+    assert table.rows[2]["layers"] == "0,1" and not table.failures
+
+
+@pytest.mark.parametrize("how", ["no folder", "in use"])
+def test_selections_do_without_a_place_to_keep_runs(
+    how: str, sweep: Callable[..., SweepTable], planted: Planted, tmp_path: Path
+) -> None:
+    journal, expected = tmp_path / "j", sweep(strategies=["path"])
+    tier = plan(planted.folder).engine.tier
+    held: list[Journal] = []
+
+    class Elsewhere(Inline):
+        def submit(self, function: Callable[..., Any], /, task: Any, attempt: int) -> Future[Any]:
+            folder = tmp_path / "j.searches"
+            if how == "no folder":
+                shutil.rmtree(folder, ignore_errors=True)
+            elif isinstance(task, tasks.SelectTask):
+                held.append(Journal(folder / f"{task.key}-{tier}", {}))
+            return super().submit(function, task, attempt)
+
+    assert sweep(journal=journal, strategies=["path"], executor=Elsewhere()) == expected
+    assert len(held) == (2 if how == "in use" else 0)
+    for one in held:
+        one.close()
 
 
 def test_what_was_begun_is_finished_first(sweep: Callable[..., SweepTable], tmp_path: Path) -> None:

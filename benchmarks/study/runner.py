@@ -27,7 +27,7 @@ from swa.sweeps.driver import Driver, executing
 from swa.sweeps.estimate import stage_seconds
 from swa.sweeps.graph import FULL, SLIDING, Base, Choice, End, Graph, Heldout, Point
 from swa.sweeps.grid import NamedStrategy
-from swa.sweeps.store import INPUTS, Store
+from swa.sweeps.store import INPUTS, Store, searches_beside
 from swa.sweeps.tasks import Keyed, ModelSource, close_model
 
 ANSWER_ROOM = 128
@@ -108,6 +108,7 @@ class Study:
             "bfloat16",
             self.model.fingerprint,
             num_threads=threads,
+            searches=searches_beside(journal),
         )
         self.cells = cells(scale, self.model.max_position_embeddings - ANSWER_ROOM)
         if not any(cell.group == "headline" for cell in self.cells):

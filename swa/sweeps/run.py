@@ -21,7 +21,7 @@ from swa.strategies.base import Plain
 from swa.sweeps.driver import Driver, Executor, executing
 from swa.sweeps.grid import Grid, as_sequence
 from swa.sweeps.model_sweep import ModelSweep
-from swa.sweeps.store import INPUTS, Store
+from swa.sweeps.store import INPUTS, Store, searches_beside
 from swa.sweeps.table import SweepTable
 from swa.sweeps.tasks import ModelSource, close_model
 
@@ -77,7 +77,9 @@ def sweep(
             They are spawned, so a script needs the usual `if __name__ == "__main__":`.
         threads: of one task. Required with an executor; by default all cores, shared by `workers`.
         journal: a file to which every task is added when done. Any sweep may use it again, for the
-            same grid or another: what it holds is not done anew.
+            same grid or another: what it holds is not done anew. Beside it, in a folder of its name
+            and ".searches", workers that have it keep what selections under way have run: where one
+            was killed, the next that does its work goes on from there.
         max_seconds: begin no task later than that; points that are not done have no row.
         lost_after: for executors that lose tasks: seconds without any result after which those that
             are away are given out once more. More than the longest task takes.
@@ -113,6 +115,7 @@ def sweep(
         dtypes=dtypes,
         objective=objective,
         threads=threads_of(workers) if threads is None else threads,
+        journal=journal,
         revision=revision,
         local_files_only=local_files_only,
         max_position_embeddings=max_position_embeddings,
@@ -148,6 +151,7 @@ def model_sweeps(
     dtypes: Iterable[Dtype] = ("bfloat16",),
     objective: Objective = "nll",
     threads: int = 0,
+    journal: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     max_position_embeddings: int | None = None,
@@ -179,6 +183,7 @@ def model_sweeps(
             path=os.path.abspath(path) if os.path.exists(path) else os.fspath(path),
             dtype=dtype,
             fingerprint=planned.fingerprint,
+            searches=None if journal is None else searches_beside(journal),
             **options,
         )
         made = (

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -18,6 +21,11 @@ from swa.sweeps.tasks import Outcome, SelectTask, Task
 
 INPUTS = {"version": __version__, "what": "sweep"}
 """What every result in a journal depends on, beside its own inputs."""
+
+
+def searches_beside(journal: str | os.PathLike[str]) -> str:
+    """The folder for what selections under way have run, which belongs to a journal."""
+    return os.path.abspath(journal) + ".searches"
 
 
 class Store:
@@ -62,6 +70,8 @@ class Store:
                 }
             )
         self.results[task.key], self.seconds[task.key] = outcome.result, outcome.seconds
+        if isinstance(task, SelectTask):
+            task.forget()
         return True
 
     def complete(
@@ -78,7 +88,10 @@ class Store:
         """
         tasks = graph.begin(self.results)
         n_tasks = len(tasks)
-        with tqdm(total=n_tasks, desc="sweeping", unit="task", disable=not progress) as bar:
+        with (
+            _folder(graph.source.searches),
+            tqdm(total=n_tasks, desc="sweeping", unit="task", disable=not progress) as bar,
+        ):
 
             def finished(task: Task, outcome: Outcome) -> list[Task]:
                 nonlocal n_tasks
@@ -113,3 +126,17 @@ class Store:
                 " in the last bits: set SWA_TIER alike for all workers, and begin a new journal"
             )
         self.tier = tier
+
+
+@contextmanager
+def _folder(path: str | None) -> Iterator[None]:
+    """A folder for the time being; it stays if there is something in it then. Raises OSError."""
+    if path is None:
+        yield
+        return
+    os.makedirs(path, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.rmdir(path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from swa import jsonio
@@ -15,10 +18,12 @@ from swa.errors import CheckpointError
 from swa.evaluation import evaluate
 from swa.examples import Example
 from swa.gates import Objective
+from swa.journal import Journal, JournalInUse, open_journal
 from swa.layer_scores import LayerScores, read_integer, read_number
 from swa.policy import AttentionPolicy, format_layers
 from swa.problem import CalibrationProblem
 from swa.score import ExampleScores, SweepTask
+from swa.search import SEARCH
 from swa.strategies import Proposal, Strategy, propose
 from swa.strategies.base import Plain
 from swa.strategies.fewest import fewest
@@ -42,6 +47,11 @@ class ModelSource:
     revision: str | None = None
     local_files_only: bool = False
     max_position_embeddings: int | None = None
+    searches: str | None = None
+    """A folder where selections under way keep what they have run, for whoever goes on with them.
+
+    Workers that do not find it there do without.
+    """
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -215,13 +225,37 @@ class SelectTask(Keyed):
         }
 
     def run(self, model: Model) -> dict[str, Any]:
-        proposal = proposed(self.strategy.strategy, self._problem(model), self.budget)
+        problem = self._problem(model)
+        with self._under_way(model) as journal:
+            if journal is not None:
+                problem = problem.journaled(journal)
+            proposal = proposed(self.strategy.strategy, problem, self.budget)
         return {
             "layers": list(proposal.layers),
             "prefills": proposal.cost.prefills,
             "trace": list(map(str, proposal.trace)),
             SECONDS: round(proposal.cost.seconds, 3),
         }
+
+    def forget(self) -> None:
+        """Remove what was kept of it while it was under way. Raises OSError."""
+        if self.source.searches is not None:
+            for path in Path(self.source.searches).glob(f"{self.key}-*"):
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _under_way(self, model: Model) -> Iterator[Journal | None]:
+        """The journal of what it runs; None: nothing is, or there is no place for one."""
+        folder = self.source.searches
+        if self.scores is not None or folder is None or not os.path.isdir(folder):
+            yield None
+            return
+        path, journal = Path(folder) / f"{self.key}-{model.engine.tier}", None
+        with ExitStack() as stack:
+            # In use: the task was taken for lost, and is done twice.
+            with suppress(JournalInUse, OSError):
+                journal = stack.enter_context(open_journal(path, model, SEARCH))
+            yield journal
 
     def _problem(self, model: Model) -> CalibrationProblem:
         """Kept from one selection to the next, which need not run again what the last one ran.
