@@ -27,7 +27,7 @@ try:
     from benchmarks.study import cells as cells_of
     from benchmarks.study.cells import DEFAULT, FULL_SCALE, TOPK, Scale, Setting, cells
     from benchmarks.study.page import TITLES, render
-    from benchmarks.study.results import CellResults, first_order
+    from benchmarks.study.results import CellResults
     from benchmarks.study.runner import Study, takes
 finally:
     sys.path[:] = path
@@ -125,7 +125,7 @@ def test_the_truth_is_found(done: Study, planted: Planted) -> None:
     assert first.against(topk).difference == pytest.approx(
         planted.deltas.sum() - planted.deltas[2], abs=1e-2
     )
-    found = first_order(done, headline.cell)
+    found = headline.first_order()
     assert found is not None and found.n_examples == 2 and found.exact_seconds > 0
 
 

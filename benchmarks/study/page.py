@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.study import plots
 from benchmarks.study.cells import ALL_PERIODIC, DEFAULT, TOPK, Cell, Selected
-from benchmarks.study.results import CellResults, FirstOrder, Measured, deltas, first_order
+from benchmarks.study.results import CellResults, FirstOrder, Measured
 from benchmarks.study.runner import Study
 from swa.policy import format_layers
 from swa.stability import spearman
@@ -180,7 +180,7 @@ def _short(study: Study, of: CellResults) -> Iterator[str]:
             row = [f"`{strategy}`", str(choice.at), "", "", _percent(of.gap(measured)), ""]
             if long is not None and measured is not long:
                 same = len(set(measured.layers) & set(long.layers))
-                row[2] = _agreement(study, of, choice) if strategy == TOPK else ""
+                row[2] = _agreement(of, choice) if strategy == TOPK else ""
                 row[3] = f"{same} of {len(long.layers)}"
                 row[5] = _difference(measured.against(long))
             rows.append([*row, f"{measured.passes:.0f}"])
@@ -188,10 +188,10 @@ def _short(study: Study, of: CellResults) -> Iterator[str]:
     yield _table((*headings, "gap closed", "NLL less that of long ones", "long prefills"), rows)
 
 
-def _agreement(study: Study, of: CellResults, choice: Selected) -> str:
+def _agreement(of: CellResults, choice: Selected) -> str:
     """How alike exact deltas rank the layers at a choice's setting and at the cell's."""
     long = next(c for c, _ in of.done(TOPK) if c.at == of.cell.setting)
-    here, there = deltas(study, of.cell, choice), deltas(study, of.cell, long)
+    here, there = of.deltas(choice), of.deltas(long)
     found = None if here is None or there is None else spearman(here, there)
     return "" if found is None else f"{found:.2f}"
 
@@ -210,7 +210,7 @@ def _answers(study: Study, groups: dict[str, list[CellResults]]) -> str:
         *of_each("headline", _joint),
         *of_each("tail", _tail),
         *of_each("budget", _budget),
-        *_first_order(study, groups),
+        *_first_order([*groups.get("headline", []), *groups.get("examples", [])]),
         *of_each("examples", _enough),
         *of_each("domain", _alone),
         *of_each("short", _stand_in),
@@ -271,9 +271,8 @@ def _budget(of: CellResults) -> Iterator[str]:
         yield f"**Within {share} of the layers** {_beside(of, joint, topk, 'top-k')}."
 
 
-def _first_order(study: Study, groups: dict[str, list[CellResults]]) -> Iterator[str]:
-    cells = [of.cell for group in ("headline", "examples") for of in groups.get(group, [])]
-    known = [found for cell in cells if (found := first_order(study, cell)) is not None]
+def _first_order(cells: list[CellResults]) -> Iterator[str]:
+    known = [found for of in cells if (found := of.first_order()) is not None]
     if not known:
         return
     best: FirstOrder = max(known, key=lambda found: found.n_examples)

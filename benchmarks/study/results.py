@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,13 @@ import numpy as np
 from benchmarks.study.cells import Cell, Selected
 from benchmarks.study.runner import Study
 from swa.evaluation import gap_closed
-from swa.layer_scores import mean
+from swa.layer_scores import LayerScores, mean
 from swa.selection import top_layers
 from swa.stability import reliability, spearman
 from swa.statistics import PairedDifference, paired_bootstrap
 from swa.strategies.base import best
 from swa.sweeps.graph import FULL, SLIDING, Choice, End
+from swa.sweeps.tasks import Task
 
 LEAST_GAP = 0.01
 """Nats per answer token; a share of less is a share of noise."""
@@ -46,6 +47,25 @@ class Measured:
     def against(self, other: Measured) -> PairedDifference:
         """NLL of this one less that of the other, on the same examples."""
         return paired_bootstrap(self.nll_per_example, other.nll_per_example, tasks=self.tasks)
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """First-order scores against the exact deltas of the same examples."""
+
+    spearman: float | None
+    """Of the means over the examples."""
+    reliability: float | None
+    """Rank correlation to expect between the exact deltas and those of as many other examples."""
+    overlap: int
+    """How many of the layers that either ranks highest are the same."""
+    size: int
+    """How many of those layers there are."""
+    n_examples: int
+    gradient_seconds: float
+    """An example's, as `exact_seconds` and `prefill_seconds`."""
+    exact_seconds: float
+    prefill_seconds: float
 
 
 class CellResults:
@@ -116,6 +136,44 @@ class CellResults:
         is_sure = difference.excludes_zero or not difference.is_trusted
         return is_sure and difference.difference > LEAST_GAP
 
+    def first_order(self) -> FirstOrder | None:
+        """None: not asked for here, or not all of it is done."""
+        study, results, seconds = self._study, self._store.results, self._store.seconds
+        selected, tasks = study.first_order(self.cell)
+        if selected is None or any(task.key not in results for task in tasks):
+            return None
+        scores = self._scores(selected)
+        full = study.graph(self.cell).evaluations(study.point(self.cell, FULL), results)
+        if scores is None or any(task.key not in seconds for task in full):
+            return None
+
+        def median_seconds(tasks: Iterable[Task]) -> float:
+            return float(np.median([seconds[task.key] for task in tasks]))
+
+        estimates = np.array([results[task.key]["scores"] for task in tasks]).mean(axis=0)
+        exact = [scores.delta[layer] or 0.0 for layer in scores.scored_layers]
+        size = study.choice(selected).budget.resolve(scores.num_hidden_layers)
+        tops = top_layers(scores, size), best(estimates, scores.scored_layers, size)
+        return FirstOrder(
+            spearman=spearman(exact, estimates[list(scores.scored_layers)]),
+            reliability=reliability(scores),
+            overlap=len(set(tops[0]) & set(tops[1])),
+            size=size,
+            n_examples=len(tasks),
+            gradient_seconds=median_seconds(tasks),
+            exact_seconds=median_seconds(study.base(selected).scoring),
+            prefill_seconds=median_seconds(full),
+        )
+
+    def deltas(self, choice: Selected) -> list[float] | None:
+        """[L]: mean exact deltas behind a top-k choice (0 where there is none); None: not done."""
+        scores = self._scores(choice)
+        return None if scores is None else [delta or 0.0 for delta in scores.delta]
+
+    def _scores(self, choice: Selected) -> LayerScores | None:
+        base = self._study.base(choice)
+        return self._study.graph(self.cell).scores(base, self._store.results)
+
     def _measure(self, choice: Selected | End) -> Measured | None:
         study, results = self._study, self._store.results
         point, graph = study.point(self.cell, choice), study.graph(self.cell)
@@ -133,59 +191,3 @@ class CellResults:
             prefills=chosen[1],
             passes=passes,
         )
-
-
-@dataclass(frozen=True)
-class FirstOrder:
-    """First-order scores against the exact deltas of the same examples."""
-
-    spearman: float | None
-    """Of the means over the examples."""
-    reliability: float | None
-    """Rank correlation to expect between the exact deltas and those of as many other examples."""
-    overlap: int
-    """How many of the layers that either ranks highest are the same."""
-    size: int
-    """How many of those layers there are."""
-    n_examples: int
-    gradient_seconds: float
-    """An example's, as `exact_seconds` and `prefill_seconds`."""
-    exact_seconds: float
-    prefill_seconds: float
-
-
-def first_order(study: Study, cell: Cell) -> FirstOrder | None:
-    """None: not all of it is done."""
-    store, graph = study.store_of(cell), study.graph(cell)
-    selected, tasks = study.first_order(cell)
-    if selected is None or any(task.key not in store.results for task in tasks):
-        return None
-    base = study.base(selected)
-    scores = graph.scores(base, store.results)
-    full = graph.evaluations(study.point(cell, FULL), store.results)
-    if scores is None or any(task.key not in store.seconds for task in full):
-        return None
-    estimates = np.array([store.results[task.key]["scores"] for task in tasks]).mean(axis=0)
-    deltas = [scores.delta[layer] or 0.0 for layer in scores.scored_layers]
-    size = study.choice(selected).budget.resolve(scores.num_hidden_layers)
-    tops = top_layers(scores, size), best(estimates, scores.scored_layers, size)
-    return FirstOrder(
-        spearman=spearman(deltas, estimates[list(scores.scored_layers)]),
-        reliability=reliability(scores),
-        overlap=len(set(tops[0]) & set(tops[1])),
-        size=size,
-        n_examples=len(tasks),
-        gradient_seconds=_median([store.seconds[task.key] for task in tasks]),
-        exact_seconds=_median([store.seconds[task.key] for task in base.scoring]),
-        prefill_seconds=_median([store.seconds[task.key] for task in full]),
-    )
-
-
-def deltas(study: Study, cell: Cell, selected: Selected) -> list[float] | None:
-    """[L]: mean exact deltas behind a top-k choice (0 where there is none); None: not done."""
-    scores = study.graph(cell).scores(study.base(selected), study.store_of(cell).results)
-    return None if scores is None else [delta or 0.0 for delta in scores.delta]
-
-
-def _median(values: Sequence[float]) -> float:
-    return float(np.median(values))
