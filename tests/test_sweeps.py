@@ -553,6 +553,21 @@ def test_what_was_begun_is_finished_first(sweep: Callable[..., SweepTable], tmp_
     assert stages == 6 * ["evaluate"] + point + 2 * ["score"] + 2 * point
 
 
+def test_what_was_begun_before_is_finished_first(
+    sweep: Callable[..., SweepTable], tmp_path: Path
+) -> None:
+    """Whoever goes on with a journal begins with the evaluations of what it knows chosen."""
+    whole, path = tmp_path / "whole", tmp_path / "cut"
+    grid: dict[str, Any] = {"strategies": ["first", "last"], "budgets": [2]}
+    sweep(journal=whole, **grid)
+    lines = whole.read_text().splitlines(keepends=True)
+    chosen = [record["inputs"]["stage"] for record in records(whole)].index("select", 7)
+    path.write_text("".join([lines[0], lines[1 + chosen]]))  # the second selection alone
+    sweep(journal=path, **grid)
+    stages = [record["inputs"]["stage"] for record in records(path)]
+    assert stages == ["select"] + 9 * ["evaluate"] + ["select"] + 3 * ["evaluate"]
+
+
 def test_one_strategy_fails_the_others_go_on(
     sweep: Callable[..., SweepTable], expected: SweepTable
 ) -> None:

@@ -133,12 +133,15 @@ class Graph:
         self._given: set[str] = set()
 
     def begin(self, results: Results) -> list[Task]:
-        """The tasks that wait for nothing and are not in `results`, which grows later."""
+        """The tasks that wait for nothing and are not in `results`, which grows later.
+
+        The evaluations of choices that are known come before other choices.
+        """
         tasks: list[Task] = []
         for point in self.points:
             if not isinstance(point.choice, Choice):
                 tasks += self.evaluations(point, results)
-        for choice in self.choices:
+        for choice in sorted(self.choices, key=lambda one: self.selection(one).key not in results):
             selection = self.selection(choice)
             if choice.takes_scores and selection.key not in results:
                 tasks += choice.base.scoring
@@ -239,7 +242,7 @@ class Graph:
                 continue
             self._given.add(task.key)
             if task.key in results:
-                left += self._followers(task, results)
+                left[:0] = self._followers(task, results)
             else:
                 missing.append(task)
         return missing
