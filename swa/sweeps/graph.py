@@ -141,8 +141,8 @@ class Graph:
         for point in self.points:
             if not isinstance(point.choice, Choice):
                 tasks += self.evaluations(point, results)
-        for choice in sorted(self.choices, key=lambda one: self.selection(one).key not in results):
-            selection = self.selection(choice)
+        selections = [(choice, self.selection(choice)) for choice in self.choices]
+        for choice, selection in sorted(selections, key=lambda pair: pair[1].key not in results):
             if choice.takes_scores and selection.key not in results:
                 tasks += choice.base.scoring
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -246,13 +245,11 @@ class SelectTask(Keyed):
     @contextmanager
     def _under_way(self, model: Model) -> Iterator[Journal | None]:
         """The journal of what it runs; None: nothing is, or there is no place for one."""
-        folder = self.source.searches
-        if self.scores is not None or folder is None or not os.path.isdir(folder):
-            yield None
-            return
-        path, journal = Path(folder) / f"{self.key}-{model.engine.tier}", None
+        folder, path, journal = self.source.searches, None, None
+        if folder is not None and self.scores is None:
+            path = Path(folder) / f"{self.key}-{model.engine.tier}"
         with ExitStack() as stack:
-            # In use: the task was taken for lost, and is done twice.
+            # No folder: this worker is elsewhere. In use: the task was taken for lost, runs twice.
             with suppress(JournalInUse, OSError):
                 journal = stack.enter_context(open_journal(path, model, SEARCH))
             yield journal
