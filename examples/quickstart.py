@@ -1,5 +1,6 @@
 """From a checkpoint to a hybrid that answers, in a few cells. Runs as a script or cell by cell.
 
+pip install '.[demo]'
 python examples/quickstart.py [MODEL]      # default: SmolLM2-135M-Instruct, fetched if need be
 """
 

@@ -223,14 +223,14 @@ class Demo:
     settings: Settings
     scores: LayerScores
     selection: Selection
-    """The default of `swa.select`, without a tail."""
+    """By `joint`, limited to `search_prefills`, without a tail."""
     full: Variant
     sliding: Variant
     periodic: tuple[Variant, ...]
     paper: Variant
     """The k layers with the largest single-layer scores, taken without a tail."""
     chosen: Variant
-    """The default, searched for without and with the tail."""
+    """By `joint`, without and with the tail."""
     answer: Answer
     seconds: float
 
@@ -402,7 +402,7 @@ def run(
 
         full = measure(None)
         sliding, *others, top = (variant(name, each, each) for name, each in choices.items())
-        chosen = variant("joint (default)", selection.layers, tailed.layers)
+        chosen = variant("joint", selection.layers, tailed.layers)
 
     say("[4/4] answering a held-out question with the patched model")
     asked = heldout[0]

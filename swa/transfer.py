@@ -122,7 +122,8 @@ def transfer_matrix(
 
     Args:
         model: what `swa.load` gives.
-        domains: calibration and held-out examples by name.
+        domains: by name, a `Domain(calibration, heldout)` of lists of examples each (from
+            swa.transfer).
         policy: how sliding layers attend, without `layer_types`.
         budget: of each choice.
         choose: makes a choice from examples; default: the top layers by the exact sweep, which

@@ -152,8 +152,9 @@ def _examples(of: CellResults) -> str:
 
 def _domain(study: Study, of: CellResults) -> Iterator[str]:
     yield (
-        "Gap closed on the held-out examples of each task (columns) by layers chosen on as many"
-        " calibration examples of all tasks, or of one alone (rows)."
+        "Gap closed on the held-out examples of each task (columns) by layers chosen on"
+        f" {of.done()[0][0].n_examples} calibration examples, of all tasks or of one alone (rows);"
+        f" {of.n_heldout} held-out examples in all."
     )
     tasks = study.scale.tasks
     for strategy in (TOPK, DEFAULT):
@@ -171,7 +172,7 @@ def _domain(study: Study, of: CellResults) -> Iterator[str]:
 def _short(study: Study, of: CellResults) -> Iterator[str]:
     yield (
         "Layers chosen on shorter prompts, with the window shrunk in proportion or as it is, and"
-        " measured at the headline setting."
+        f" measured at the headline setting on {of.n_heldout} held-out examples."
     )
     rows = []
     for strategy in (TOPK, DEFAULT):

@@ -121,7 +121,7 @@ def control(
     plot: PlotFile = None,
     as_json: Json = False,
 ) -> None:
-    """Find out whether short prompts rank the layers as long ones do, which costs far less.
+    """Find out whether short prompts rank layers as long ones do.
 
     The built-in tasks are scored at full length, and shorter, with the window shrunk in proportion
     and with the window kept; a kept window that hides nothing gives zeros by construction.
@@ -176,7 +176,7 @@ def transfer(
     plot: PlotFile = None,
     as_json: Json = False,
 ) -> None:
-    """Find out whether layers chosen on one kind of examples serve others, as a matrix.
+    """Find out whether a choice serves other kinds of examples.
 
     Layers are chosen by the exact sweep on each domain, and on all together, and evaluated on the
     held-out examples of each.

@@ -71,7 +71,10 @@ def compare(
     context: typer.Context,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="As elsewhere; not needed with --evaluation."),
+        typer.Argument(
+            metavar="MODEL",
+            help="Hub id, folder of safetensors, or .gguf file; not needed with --evaluation.",
+        ),
     ] = None,
     policy: Annotated[
         list[str] | None,
@@ -141,11 +144,12 @@ def compare(
     max_position_embeddings: MaxPositions = None,
     as_json: Json = False,
 ) -> None:
-    """Measure several policies on the same examples: a table by task, with paired intervals.
+    """Measure several policies on the same examples, in pairs.
 
-    They come from files, or each --strategy selects one on --calibration, within --layers or
-    --fraction, under the policy that the other options describe. Without --examples or --suite it
-    is the built-in mix, held out. From five examples a task on, its intervals are to be trusted.
+    The table is by task, with intervals. Policies come from files, or each --strategy selects one
+    on --calibration, within --layers or --fraction, under the policy that the other options
+    describe. Without --examples or --suite it is the built-in mix,
+    held out. From five examples a task on, its intervals are to be trusted.
     """
     from swa import comparison
     from swa.policy import AttentionPolicy

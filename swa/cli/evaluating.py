@@ -95,10 +95,11 @@ def evaluate(
     as_json: Json = False,
     list_suites: ListSuites = False,
 ) -> None:
-    """Measure the NLL of answers, and score replies, under a policy or full attention.
+    """Measure answers under a policy, or under full attention.
 
-    The options that describe a policy change what the policy file says, or, without a file, make a
-    policy in which every layer slides. Without --examples or --suite it is the built-in mix.
+    Their NLL, and scores of replies. The options that describe a policy change what the policy
+    file says, or, without a file, make a policy in which every layer slides. Without --examples or
+    --suite it is the built-in mix.
     """
     from swa import suites
     from swa.policy import AttentionPolicy
@@ -168,9 +169,10 @@ def answer(
     max_position_embeddings: MaxPositions = None,
     as_json: Json = False,
 ) -> None:
-    """Let the model, with full attention, answer prompts: examples for `swa score`.
+    """Let the model answer prompts: examples for `swa score`.
 
-    The answers are greedy, and end where the model ends them or after --max-new-tokens.
+    The answers are those of full attention, greedy, and end where the model ends them or after
+    --max-new-tokens.
     """
     from swa.examples import prompts_from_jsonl, self_answered, write_jsonl
 

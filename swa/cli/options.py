@@ -32,7 +32,10 @@ PromptTokens = Annotated[
     int | None,
     typer.Option(min=1, help=f"Built-in mix: prompt length.  [default: {PROMPT_TOKENS}]"),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of the built-in mix and of bootstrap intervals.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, help="Of what is drawn: the built-in mix, resamples, some strategies."),
+]
 Window = Annotated[
     str | None,
     typer.Option("--sliding-window", metavar="W[,W...]", help="Keys a row sees, its own included."),
@@ -78,9 +81,6 @@ AtTokens = Annotated[
 NllIncrease = Annotated[
     float | None,
     typer.Option(help="As few layers as stay within so many nats a token of full attention."),
-]
-StrategySeed = Annotated[
-    int, typer.Option(min=0, help="Of the built-in mix and of strategies that draw.")
 ]
 ObjectiveOption = Annotated[
     Literal["nll", "kl"],

@@ -77,7 +77,7 @@ def estimate(
     max_position_embeddings: MaxPositions = None,
     as_json: Json = False,
 ) -> None:
-    """Say what `swa score` would take on this machine: work, time and memory.
+    """Say what `swa score` would take: work, time and memory.
 
     The weights are not loaded, but a model on the hub is downloaded.
     """
@@ -289,7 +289,7 @@ def gates(
     max_position_embeddings: MaxPositions = None,
     as_json: Json = False,
 ) -> None:
-    """First-order scores by layer and KV head: a forecast of `swa score`, many times cheaper."""
+    """First-order scores by layer and KV head: a cheap forecast."""
     import numpy as np
 
     from swa.gate_scores import score_gates

@@ -40,8 +40,8 @@ from swa.cli.options import (
     PrefillFlops,
     PromptTokens,
     Revision,
+    Seed,
     SinkTokens,
-    StrategySeed,
     TailTokens,
     Threads,
     TokenizerPath,
@@ -70,7 +70,8 @@ def select(
         ),
     ] = None,
     list_strategies: Annotated[
-        bool, typer.Option("--list", help="Name the strategies, and do nothing else.")
+        bool,
+        typer.Option("--list", help="Name the strategies and their settings, and do nothing else."),
     ] = False,
     layers: Layers = None,
     fraction: FractionOfLayers = None,
@@ -91,14 +92,15 @@ def select(
         str | None,
         typer.Option(
             metavar="W[,W...]",
-            help="Further windows: each layer gets one of them, the first, or full attention.",
+            help="Each layer gets --sliding-window's, one of these, or full attention: needs"
+            " --prefill-flops or --kv-bytes.",
         ),
     ] = None,
     scores: Annotated[
         Path | None,
         typer.Option(help="With MODEL: what `swa score` wrote for it, to be taken into account."),
     ] = None,
-    seed: StrategySeed = 0,
+    seed: Seed = 0,
     dtype: Dtype = "bfloat16",
     threads: Threads = 0,
     revision: Revision = None,
@@ -215,7 +217,7 @@ def pareto(
     ] = None,
     examples_per_task: PerTask = None,
     prompt_tokens: PromptTokens = None,
-    seed: StrategySeed = 0,
+    seed: Seed = 0,
     dtype: Dtype = "bfloat16",
     threads: Threads = 0,
     revision: Revision = None,
@@ -229,9 +231,10 @@ def pareto(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure quality against cost: selections of every size, under every tail.
+    """Measure quality against cost: selections of every size.
 
-    Layers are chosen anew under each policy, and each selection's loss is measured.
+    Under every tail, too. Layers are chosen anew under each policy, and each selection's loss is
+    measured.
     """
     from swa.frontier import pareto as measure
     from swa.policy import AttentionPolicy
@@ -289,8 +292,13 @@ def _summary(selection: Selection) -> dict[str, object]:
 
 
 def _list() -> None:
-    from swa.strategies import STRATEGIES, summary
+    from swa.strategies import STRATEGIES, settings, summary
 
     width = max(map(len, STRATEGIES))
     for name in STRATEGIES:
-        print(f"{name:<{width}}  {summary(name)}")
+        known = [
+            key if default is None else f"{key}={default}"
+            for key, default in settings(name).items()
+        ]
+        with_them = f" [{', '.join(known)}]" if known else ""
+        print(f"{name:<{width}}  {summary(name)}{with_them}")

@@ -42,7 +42,7 @@ Split = Literal["calibration", "heldout"]
 def sweep(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="MODEL...", help="Hub ids, folders of safetensors, .gguf files."),
+        typer.Argument(metavar="MODEL", help="Hub ids, folders of safetensors, .gguf files."),
     ],
     sliding_window: Annotated[
         str, typer.Option(metavar="W[,W...]", help="Keys a row sees: one point each.")
@@ -63,7 +63,10 @@ def sweep(
     ] = "full",
     strategy: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="May be repeated; see swa select --list.  [topk]"),
+        typer.Option(
+            metavar="NAME[:SETTING=N,...]",
+            help="May be repeated; see `swa select --list`.  [default: topk]",
+        ),
     ] = None,
     budget: Annotated[
         str, typer.Option(metavar="B[,B...]", help="Shares of the layers (0.25) or numbers (8).")
@@ -120,7 +123,7 @@ def sweep(
     """Score, select and evaluate over a grid.
 
     Every task is journaled when done: after Ctrl-C, a crash or --minutes, the same command goes on
-    where it stopped.
+    where it stopped (with --force where its table is there and the journal was named).
     """
     from swa.sweeps import estimate_sweep
     from swa.sweeps import sweep as run

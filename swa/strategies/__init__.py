@@ -28,6 +28,7 @@ __all__ = [
     "describe",
     "propose",
     "resolve",
+    "settings",
     "summary",
 ]
 
@@ -63,13 +64,13 @@ def resolve(strategy: str | Strategy | Plain, seed: int = 0) -> Strategy | Plain
                 f" {strategy!r}"
             )
         return strategy
-    name, _, settings = strategy.partition(":")
+    name, _, given = strategy.partition(":")
     if name not in STRATEGIES:
         raise InputError(f"there is no strategy {name!r}: there are {', '.join(STRATEGIES)}")
     made: Any = STRATEGIES[name]
-    known = {field.name: field.default for field in fields(made)}
+    known = settings(name)
     values: dict[str, float] = {"seed": seed} if "seed" in known else {}
-    for setting in settings.split(",") if settings else ():
+    for setting in given.split(",") if given else ():
         key, _, value = setting.partition("=")
         if key not in known:
             raise InputError(f"{name} has no setting {key!r}: it has {sorted(known) or 'none'}")
@@ -81,22 +82,27 @@ def resolve(strategy: str | Strategy | Plain, seed: int = 0) -> Strategy | Plain
     return strategy_
 
 
+def settings(name: str) -> dict[str, Any]:
+    """The settings that can be given with a strategy's name, which are numbers: their defaults."""
+    made: Any = STRATEGIES[name]
+    numbers = ("int", "float", "int | None", "float | None")
+    return {field.name: field.default for field in fields(made) if field.type in numbers}
+
+
 def describe(strategy: str | Strategy | Plain, seed: int = 0) -> str:
     """What a file or a table calls a strategy: its name, or what stands for it in code.
 
     With the seed that `resolve` was given, unless it is 0: the name alone makes it again.
     """
     if isinstance(strategy, str):
-        kind, _, settings = strategy.partition(":")
-        made: Any = STRATEGIES[kind]
-        draws = any(field.name == "seed" for field in fields(made))
-        if seed == 0 or not draws or "seed=" in settings:
+        name, _, given = strategy.partition(":")
+        if seed == 0 or "seed" not in settings(name) or "seed=" in given:
             return strategy
-        return f"{strategy}{',' if settings else ':'}seed={seed}"
+        return f"{strategy}{',' if given else ':'}seed={seed}"
     if is_dataclass(strategy):
         return repr(strategy)
-    name: str = getattr(strategy, "__qualname__", type(strategy).__qualname__)
-    return name
+    code: str = getattr(strategy, "__qualname__", type(strategy).__qualname__)
+    return code
 
 
 def summary(name: str) -> str:
