@@ -97,7 +97,7 @@ class LengthControls:
         lines = [
             f"LengthControls: {len(reference.scores.tasks)} examples, compared with"
             f" {reference.prompt_tokens} tokens, window {reference.window}",
-            "  window         prompt  window   cost  rank corr.  chance allows  top layers same",
+            "  window         prompt  window   cost  rank corr.  without chance  top layers same",
         ]
         for kind, controls in (
             ("in proportion", self.in_proportion),
@@ -112,11 +112,11 @@ def _row(control: Control) -> str:
     if control.largest_delta == 0:
         return f"{shape}  every delta is exactly 0: the window hides nothing"
     agreement = control.agreement
-    rank, ceiling = (
+    rank, corrected = (
         "-" if value is None else f"{value:.2f}"
-        for value in (agreement.spearman, agreement.ceiling)
+        for value in (agreement.spearman, agreement.corrected)
     )
-    return f"{shape}{rank:>12}{ceiling:>15}{agreement.overlap:10d} of {agreement.size}"
+    return f"{shape}{rank:>12}{corrected:>16}{agreement.overlap:10d} of {agreement.size}"
 
 
 def length_controls(
@@ -145,7 +145,7 @@ def length_controls(
         examples: makes examples of a length; default: `swa.examples.synthetic`, whose needles are
             the same at every length.
         examples_per_task: of the default.
-        seed: of the default, and of the splits behind "chance allows" (`RankAgreement.ceiling`).
+        seed: of the default, and of the splits behind "without chance" (`RankAgreement.corrected`).
         progress: show a bar on stderr.
 
     Raises:

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from swa import cost, jsonio
-from swa.errors import ScoresError
+from swa.errors import InputError
 from swa.examples import Example, content_hash
 from swa.files import write_text
-from swa.gates import F64, Objective, checked_gates, gate_gradient
+from swa.gates import F64, Objective, checked_gates, finite_gradient, gate_gradient
 from swa.layer_scores import SHOWN_LAYERS
 from swa.policy import AttentionPolicy
-from swa.score import check_policy, with_signal
+from swa.score import check_policy, finite, with_signal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -137,11 +137,17 @@ def score_gates(
         progress: show a bar on stderr.
 
     Raises:
+        InputError: objective "kl" with every layer full, where all scores would be 0.
         ScoresError: a loss or gradient is not finite; and as `gate_gradient` and `score_layers`.
     """
     n_layers = model.config.num_hidden_layers
     check_policy(policy, n_layers)
     gates = checked_gates(model, np.zeros(n_layers) if alpha is None else alpha)
+    if objective == "kl" and gates.sum() == len(model.selectable_layers):
+        raise InputError(
+            "the divergence from full attention has no gradient at full attention: give another"
+            ' alpha, or objective "nll"'
+        )
     used, _ = with_signal(examples, policy)
     model.check_examples(used)
     weights = np.stack([1 - gates, gates], axis=1)
@@ -159,13 +165,8 @@ def score_gates(
     ) as bar:
         for i, (example, part) in enumerate(zip(used, work, strict=True)):
             found = gate_gradient(model, example, policy, gates, objective=objective)
-            if not (np.isfinite(found.loss) and np.isfinite(found.per_kv_head).all()):
-                raise ScoresError(
-                    f"the gradient of example {i} is not finite: the checkpoint holds values that"
-                    ' are not, or too large for its dtype (if that is "bfloat16", try "float32")'
-                )
-            losses.append(found.loss)
-            heads.append(-found.per_kv_head)
+            losses.append(finite(found.loss, f"the loss of example {i}", np.flatnonzero(gates)))
+            heads.append(-finite_gradient(found.per_kv_head, i))
             bar.update(part.flops)
     return GateScores(
         policy=policy,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from swa.errors import InputError
-from swa.score import check_policy
+from swa.errors import InputError, ScoresError
+from swa.score import NOT_FINITE, check_policy
 
 if TYPE_CHECKING:
     from swa.examples import Example
@@ -112,6 +112,13 @@ def divergence(
     ones = np.ones((model.config.num_hidden_layers, 1))
     hybrid = policy.with_full_layers(full_layers, model.config.num_hidden_layers)
     return model.gates_example(example, hybrid, ones, windows=(), reference=reference).loss
+
+
+def finite_gradient(gradient: F64, index: int) -> F64:
+    """`gradient`, of example `index`. Raises ScoresError: it is not finite."""
+    if not np.isfinite(gradient).all():
+        raise ScoresError(f"the gradient of example {index} is not finite: {NOT_FINITE}")
+    return gradient
 
 
 def check_objective(objective: str) -> None:

@@ -23,6 +23,7 @@ from swa.resampling import (
     F64,
     FEW_FREEDOM,
     MAX_BOOTSTRAP,
+    MeanInterval,
     Strata,
     intervals,
     resampled_means,
@@ -226,13 +227,30 @@ class LayerScores:
         """[L]: (low, high), the 95% bootstrap interval of `delta` (see `swa.resampling`).
 
         The examples of each task are resampled among themselves. None throughout where there is
-        only one example; with fewer than five, not to be trusted: resampling knows no example but
-        those it has.
+        only one example; not to be trusted in the layers `few_examples`. That an adaptive sweep
+        settled a layer when its deltas happened to be clear is not allowed for, other than in the
+        verdict: then the interval of a layer close to the others covers less.
         """
+        return tuple(None if each is None else each[:2] for each in self._intervals)
 
-        def of(values: F64, strata: Strata) -> list[Interval]:
+    @cached_property
+    def few_examples(self) -> tuple[int, ...]:
+        """The layers whose `interval` is not to be trusted, ascending: resampling knows no others.
+
+        Their standard error has less behind it than that of five examples of one task, which is
+        also so of more examples where those of one task alone vary.
+        """
+        return tuple(
+            layer
+            for layer, each in enumerate(self._intervals)
+            if each is not None and each.freedom < FEW_FREEDOM
+        )
+
+    @cached_property
+    def _intervals(self) -> tuple[MeanInterval | None, ...]:
+        def of(values: F64, strata: Strata) -> list[MeanInterval]:
             means = resampled_means(values, strata, n_bootstrap=self.n_bootstrap, seed=self.seed)
-            return [each[:2] for each in intervals(means, values, strata, CONFIDENCE)]
+            return intervals(means, values, strata, CONFIDENCE)
 
         return self._resampled(of)
 
@@ -328,13 +346,12 @@ class LayerScores:
         model = f"{self.model_name} ({self.dtype})"
         layers = f"{len(self.scored_layers)} of {self.num_hidden_layers} layers"
         examples = f"{n} example{'s' * (n != 1)}"
-        few = ", not to be trusted: too few examples"
         lines = [
             f"LayerScores: {self.direction}, {layers}, {examples}, {model}",
             f"  {self.policy!r}",
             f"  nll: {ends}",
             "  layer     delta  std. error  95% interval"
-            + (few if 1 < n < FEW_FREEDOM + 1 else ""),
+            + (" (?: too few examples to be trusted)" if self.few_examples else ""),
             *(f"  {self._row(layer)}" for layer in self.ranking[:SHOWN_LAYERS]),
         ]
         if len(self.ranking) > SHOWN_LAYERS:
@@ -352,6 +369,7 @@ class LayerScores:
         error, interval = self.standard_error[layer], self.interval[layer]
         if error is not None and interval is not None:
             row += f"     {error:.5f}  [{interval[0]:+.5f}, {interval[1]:+.5f}]"
+            row += " ?" if layer in self.few_examples else ""
         return row
 
 

@@ -30,7 +30,7 @@ def layer_deltas(
     """Bars of the mean delta of each layer, with its bootstrap interval; `chosen` are coloured.
 
     Where the noise floor is known, a band shows what rounding alone may do, and bars within it are
-    hollow.
+    hollow. Intervals of too few examples are dotted.
 
     Returns the axes drawn on (new ones without `ax`). Raises ImportError: matplotlib is missing.
     """
@@ -46,7 +46,8 @@ def layer_deltas(
                 bar.set(facecolor="none", edgecolor=bar.get_facecolor(), linewidth=1.5)
     for layer, interval in enumerate(scores.interval):
         if interval is not None:
-            ax.vlines(layer, *interval, color="black", linewidth=1)
+            few = layer in scores.few_examples
+            ax.vlines(layer, *interval, color="black", linewidth=1, linestyle=":" if few else "-")
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_xlim(-0.6, scores.num_hidden_layers - 0.4)
     ax.set_xlabel("layer")

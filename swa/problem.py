@@ -25,6 +25,7 @@ from swa.gates import (
     Objective,
     check_objective,
     divergence,
+    finite_gradient,
     gate_gradient,
     reference_logits,
 )
@@ -100,8 +101,8 @@ class Problem(Protocol):
         cannot be selected; the gradient is 0 there.
         """
 
-    def gradient_price(self, alpha: F64) -> float:
-        """What `gradient` takes at this point, in prefills an example."""
+    def gradient_price(self, alpha: F64, examples: Sequence[int] | None = None) -> float:
+        """What `gradient` takes at this point, in prefills an example (of all N)."""
 
     def lazy_ratios(self, num_last_tokens: int) -> F64:
         """float64 [N, L]: how much of their attention the prompt's last tokens leave near them.
@@ -225,9 +226,9 @@ class RecordingProblem(ABC):
         found = [self._gradient(gates, index) for index in self._indices(examples)]
         return np.array([loss for loss, _ in found]), np.array([slope for _, slope in found])
 
-    def gradient_price(self, alpha: F64) -> float:
-        """What `gradient` takes at this point, in prefills an example."""
-        return self._prefills(sum(self.gradient_work(alpha, i) for i in range(self.n_examples)))
+    def gradient_price(self, alpha: F64, examples: Sequence[int] | None = None) -> float:
+        """What `gradient` takes at this point, in prefills an example (of all N)."""
+        return self._prefills(sum(self.gradient_work(alpha, i) for i in self._indices(examples)))
 
     def lazy_ratios(self, num_last_tokens: int) -> F64:
         """float64 [N, L]: the share of attention that a sliding layer would keep."""
@@ -408,7 +409,8 @@ class CalibrationProblem(RecordingProblem):
             objective=self.objective,
             reference=self._references.get(index),
         )
-        return self._finite(found.loss, np.flatnonzero(alpha).tolist(), index), found.gradient
+        loss = self._finite(found.loss, np.flatnonzero(alpha).tolist(), index)
+        return loss, finite_gradient(found.gradient, index)
 
     def run_sweep(self, index: int) -> tuple[float, F64]:
         restored = np.full(self.num_layers, np.nan)
@@ -494,7 +496,7 @@ class ScoresProblem:
     def fresh(self) -> ScoresProblem:
         return self
 
-    def gradient_price(self, alpha: F64) -> float:
+    def gradient_price(self, alpha: F64, examples: Sequence[int] | None = None) -> float:
         return 0.0
 
     def deltas(self) -> F64:

@@ -394,8 +394,9 @@ def _tip(scores: LayerScores, layer: int) -> str:
     delta, interval = scores.delta[layer], scores.interval[layer]
     if delta is not None:
         within = f" ({interval[0]:+.4f} to {interval[1]:+.4f})" if interval else ""
+        few = ", of too few examples to be trusted" if layer in scores.few_examples else ""
         noise = ", no more than rounding" if layer in scores.below_noise else ""
-        return f"layer {layer}: {delta:+.4f}{within}{noise}"
+        return f"layer {layer}: {delta:+.4f}{within}{few}{noise}"
     if layer not in scores.selectable_layers:
         return f"layer {layer}: the checkpoint itself makes it sliding"
     return f"layer {layer}: not scored from this base"

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ExampleScores", "LayerScores", "SweepTask", "score_layers"]
 
+NOT_FINITE = (
+    "the checkpoint holds values that are not finite, or too large for its dtype (if that is"
+    ' "bfloat16", try "float32")'
+)
+
 
 def score_layers(
     model: Model,
@@ -258,9 +263,8 @@ def finite(value: float, what: str, full_layers: Iterable[int]) -> float:
     """`value`. Raises ScoresError: it is not finite."""
     if not math.isfinite(value):
         raise ScoresError(
-            f"{what} is {value} with full attention in layers [{format_layers(full_layers)}]: the"
-            " checkpoint holds values that are not finite, or too large for its dtype (if that is"
-            ' "bfloat16", try "float32")'
+            f"{what} is {value} with full attention in layers [{format_layers(full_layers)}]:"
+            f" {NOT_FINITE}"
         )
     return value
 

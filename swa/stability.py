@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 QUANTILES = (0.05, 0.5, 0.95)
 DOUBT = 0.05  # a layer chosen less often than in all but this share of the resamples is in doubt
 N_SPLITS = 200  # into halves, behind a reliability
+LEAST_AGREEMENT = 0.2  # of halves; where it is less, all is chance, and nothing can be corrected
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,9 +198,11 @@ class RankAgreement:
 
     spearman: float | None
     """Rank correlation of the mean deltas; None if all of one are equal."""
-    ceiling: float | None
-    """About what to expect were chance the only difference: the geometric mean of both
-    reliabilities; None where one is not known."""
+    corrected: float | None
+    """About what `spearman` would be of examples without end, up to 1: chance in either set lowers
+    it, and chance that both share, as on the same examples, raises it. None where it is not known:
+    of fewer than four examples, where their halves hardly agree, or after an adaptive sweep that
+    left out some."""
     overlap: int
     """How many of the top layers are the same."""
     size: int
@@ -208,9 +212,9 @@ class RankAgreement:
 
     def __repr__(self) -> str:
         rank = "none" if self.spearman is None else f"{self.spearman:.2f}"
-        ceiling = "" if self.ceiling is None else f" (chance alone allows {self.ceiling:.2f})"
+        corrected = "" if self.corrected is None else f" (without chance {self.corrected:.2f})"
         return (
-            f"RankAgreement: rank correlation {rank}{ceiling},"
+            f"RankAgreement: rank correlation {rank}{corrected},"
             f" {self.overlap} of {self.size} top layers the same"
         )
 
@@ -222,9 +226,10 @@ def rank_agreement(
 
     Args:
         first, second: of models with as many layers; what only one of them scores is left out of
-            the correlation, its ceiling and the ratio.
+            the correlations and the ratio. Where the tasks of their examples are the same, the i-th
+            example of one may be that of the other, or made alike.
         budget: what counts as the top; layers full in both bases are among the same.
-        seed: of the splits into halves behind `ceiling`.
+        seed: of the splits into halves behind `corrected`.
 
     Raises:
         InputError: scores of different models, or with no layer in common.
@@ -239,41 +244,68 @@ def rank_agreement(
         raise InputError("the scores have no layer in common")
     a, b = (np.array([s.delta[layer] for layer in common], dtype=float) for s in (first, second))
     seed = checked_integer(seed, "seed", 0)
-    reliabilities = [reliability(scores, seed=seed, layers=common) for scores in (first, second)]
-    known = [r for r in reliabilities if r is not None]
     size = budget.resolve(first.num_hidden_layers)
     tops = [set(top_layers(scores, size)) for scores in (first, second)]
     total = float(np.abs(a).sum())
     return RankAgreement(
         spearman=spearman(a, b),
-        ceiling=float(np.sqrt(known[0] * known[1])) if len(known) == 2 else None,
+        corrected=_corrected(first, second, common, seed),
         overlap=len(tops[0] & tops[1]),
         size=size,
         ratio=float(np.abs(b).sum()) / total if total else None,
     )
 
 
-def reliability(
-    scores: LayerScores, *, seed: int = 0, layers: Sequence[int] | None = None
-) -> float | None:
+def reliability(scores: LayerScores, *, seed: int = 0) -> float | None:
     """Rank correlation to expect between these scores and those of as many other examples, 0 to 1.
 
     The mean over random splits of the examples into halves (within tasks), stepped up to the whole
     by Spearman and Brown's formula. None for fewer than four examples, where all deltas agree, or
-    where an adaptive sweep left out some. Of these layers alone (None: all that are scored).
+    where an adaptive sweep left out some.
     """
-    scored = scores.scored_layers
-    table = scores.table[:, [scored.index(layer) for layer in (layers or scored)]]
+    halves = _half_ranks(scores, seed, scores.scored_layers)
+    found = None if halves is None else _mean_correlation(halves)
+    if found is None:
+        return None
+    half = max(0.0, found)
+    return 2 * half / (1 + half)
+
+
+def _corrected(
+    first: LayerScores, second: LayerScores, layers: Sequence[int], seed: int
+) -> float | None:
+    """Rank correlation without what chance does to it (Spearman's correction for attenuation).
+
+    Between one half of the first's examples and the other half of the second's, which share none
+    even where the examples are the same, over what the halves of each have with each other.
+    """
+    halves = [_half_ranks(scores, seed, layers) for scores in (first, second)]
+    if halves[0] is None or halves[1] is None:
+        return None
+    (a, b), (c, d) = halves[0], halves[1]
+    across = [r for pair in ((a, d), (b, c)) if (r := _mean_correlation(pair)) is not None]
+    within = [_mean_correlation(pair) or 0.0 for pair in ((a, b), (c, d))]
+    if not across or min(within) < LEAST_AGREEMENT:
+        return None
+    found = sum(across) / len(across) / math.sqrt(math.prod(within))
+    return min(1.0, max(-1.0, found))
+
+
+def _half_ranks(scores: LayerScores, seed: int, layers: Sequence[int]) -> tuple[F64, F64] | None:
+    """Ranks [N_SPLITS, K] of mean deltas on random halves of the examples, and on the others."""
+    table = scores.table[:, [scores.scored_layers.index(layer) for layer in layers]]
     if len(scores.tasks) < 4 or np.isnan(table).any():
         return None
     chosen = _halves(strata_of(scores.tasks), seed)
-    halves = [which @ table / which.sum(axis=1, keepdims=True) for which in (chosen, 1 - chosen)]
-    found = _correlations(*map(average_ranks, halves))
+    a, b = (which @ table / which.sum(axis=1, keepdims=True) for which in (chosen, 1 - chosen))
+    return average_ranks(a), average_ranks(b)
+
+
+def _mean_correlation(pair: tuple[F64, F64]) -> float | None:
+    """Of the splits that have one; None where none has."""
+    found = _correlations(*pair)
     found = found[~np.isnan(found)]
-    if not len(found):
-        return None
-    half = max(0.0, float(found.mean()))
-    return 2 * half / (1 + half)
+    return float(found.mean()) if len(found) else None
 
 
 def _halves(strata: Strata, seed: int) -> F64:

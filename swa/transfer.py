@@ -126,15 +126,15 @@ def transfer_matrix(
             swa.transfer).
         policy: how sliding layers attend, without `layer_types`.
         budget: of each choice.
-        choose: makes a choice from examples; default: the top layers by the exact sweep, which
-            runs each example once. (With another, "all" is a choice of its own.)
+        choose: makes a choice from examples, within the budget; default: the top layers by the
+            exact sweep, which runs each example once. (With another, "all" is a choice of its own.)
         seed: of the bootstrap.
         progress: show bars on stderr.
 
     Raises:
-        InputError: no domains, or one named "all"; as `score_layers`.
+        InputError: no domains, or one named "all"; a choice beyond the budget; as `score_layers`.
         ExampleError: a domain without held-out examples, or whose calibration examples carry no
-            signal.
+            signal; held-out examples that are among those of calibration, of any domain.
         PolicyError, ScoresError: as `score_layers` and `evaluate`.
     """
     if not domains or ALL in domains:
@@ -147,6 +147,13 @@ def transfer_matrix(
         telling = (policy.carries_signal(e.prompt_len, e.answer_len) for e in domain.calibration)
         if choose is None and not any(telling):
             raise ExampleError(f"no calibration example of the domain {name!r} carries a signal")
+    known = {example for domain in domains.values() for example in domain.calibration}
+    for name, domain in domains.items():
+        if n_known := sum(example in known for example in domain.heldout):
+            raise ExampleError(
+                f"{n_known} held-out examples of the domain {name!r} are calibration examples, too:"
+                " a choice must be measured on others"
+            )
     pools = {name: list(domain.calibration) for name, domain in domains.items()}
     if len(pools) > 1:
         pools[ALL] = [example for pool in pools.values() for example in pool]
@@ -157,6 +164,10 @@ def transfer_matrix(
     }
 
     n_layers = model.config.num_hidden_layers
+    size = budget.resolve(n_layers)
+    for name, chosen in layers.items():
+        if len(chosen) > size:
+            raise InputError(f"{len(chosen)} layers were chosen on {name!r}: the budget is {size}")
     full, sliding = {}, {}
     closed: dict[str, dict[str, GapClosed]] = {row: {} for row in layers}
     for column, domain in domains.items():

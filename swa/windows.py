@@ -19,7 +19,7 @@ import numpy as np
 from swa import cost
 from swa.budget import Budget
 from swa.errors import InputError
-from swa.gates import Objective
+from swa.gates import Objective, finite_gradient
 from swa.knapsack import knapsack
 from swa.layer_scores import checked_integer
 from swa.policy import AttentionPolicy, compact
@@ -128,7 +128,7 @@ class MixtureProblem(CalibrationProblem):
                     self.windows[1:],
                     reference=self._references.get(index),
                 )
-                return np.asarray(found.gradient.sum(axis=2)).ravel()
+                return finite_gradient(np.asarray(found.gradient.sum(axis=2)), index).ravel()
 
             key = "gradient of windows", (*self.windows, *weights.ravel().tolist()), index
             work = self._mixed_work(weights, index)
@@ -153,7 +153,8 @@ def choose_windows(
     Args:
         budget: of `prefill_flops` or `kv_bytes`.
         seed: of the turns that examples take.
-        prefills: most work, in prefills an example; None: the number of layers.
+        prefills: most work, in prefills an example; None: the number of layers. One gradient, and
+            a pass for each proposal, are made in any case.
 
     Raises:
         InputError: another budget, or one that the smallest window in every layer exceeds.
@@ -166,8 +167,9 @@ def choose_windows(
     slope = problem.mixed_gradient(smallest, everything)
     search.measure("smallest windows", (0,) * n_layers)
     search.measure("first order", search.best(-slope))
-    weights, slope = _frank_wolfe(search, smallest, seed)
+    weights, mean = _frank_wolfe(search, smallest, seed)
     if weights is not None:
+        slope = mean
         search.measure("Frank-Wolfe", search.best(weights))
         search.measure("mean gradient", search.best(-slope))
     for place in range(n_choices - 1):  # one window and full, as elsewhere
@@ -192,11 +194,12 @@ def _frank_wolfe(search: _Search, smallest: F64, seed: int) -> tuple[F64 | None,
     weights = (1 - share) * smallest + share * full
     weights[search.fixed] = smallest[search.fixed]
     price = problem.mixed_price(weights) / problem.n_examples
-    steps = min(STEPS, int(FRANK_WOLFE_SHARE * search.left / price))
+    left = FRANK_WOLFE_SHARE * (search.left - 1 - problem.n_choices)  # a pass for each proposal
+    steps = min(STEPS, int(left / price))
     mean = np.zeros(smallest.shape)
-    if steps == 0:
+    if steps <= 0:
         return None, mean
-    size = min(problem.n_examples, int(FRANK_WOLFE_SHARE * search.left / price / steps))
+    size = min(problem.n_examples, int(left / price / steps))
     batches, slope = Batches(problem.tasks, size, seed), np.zeros(smallest.shape)
     for step in range(steps):
         here = problem.mixed_gradient(weights, batches.next())

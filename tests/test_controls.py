@@ -223,6 +223,9 @@ def test_what_is_wrong_is_found_before_anything_is_run(worlds: Worlds) -> None:
         ({"a": good, "b": Domain(short, good.heldout)}, {}, "domain 'b' carries a signal"),
         ({"a": good, "b": Domain(good.calibration, [])}, {}, "'b' has no held-out examples"),
         ({"a": good}, {"seed": -1}, "seed must be"),
+        ({"a": Domain(good.calibration, good.calibration[:2])}, {}, "2 held-out examples .* 'a'"),
+        ({"a": good, "b": Domain(good.heldout, domain("b", 80))}, {}, "6 held-out examples .* 'a'"),
+        ({"a": good}, {"choose": lambda examples: range(4)}, "4 layers were chosen on 'a'"),
     ):
         with pytest.raises((ExampleError, InputError), match=message):
             transfer_matrix(worlds, domains, swa.AttentionPolicy(8), TOP3, **settings)

@@ -65,6 +65,10 @@ def test_divergence_from_the_full_model(model: swa.Model, examples: list[swa.Exa
         own = divergence(model, example, POLICY, layers, reference)
         assert found.loss == own.mean()
     assert not found.gradient.any()  # at the minimum
+    ones = np.ones(len(everything))
+    with pytest.raises(InputError, match="no gradient at full attention"):
+        swa.score_gates(model, examples, POLICY, alpha=ones, objective="kl")
+    assert swa.score_gates(model, examples, POLICY, alpha=ones).per_layer.any()
     patched = model.patch(POLICY.with_full_layers([1], len(everything)))
     assert np.array_equal(reference_logits(patched, example), reference)
 

@@ -11,6 +11,7 @@ from fake_model import FakeModel, make_examples
 
 from swa import cost
 from swa.errors import InputError, PolicyError, ScoresError
+from swa.gates import GateGradient
 from swa.policy import AttentionPolicy
 from swa.problem import CalibrationProblem, ScoresProblem
 from swa.runs import Cost
@@ -158,6 +159,14 @@ def test_a_layer_that_cannot_be_selected() -> None:
 def test_a_loss_that_is_not_finite() -> None:
     with pytest.raises(ScoresError, match=r"the loss of example 0 is nan .* layers \[1\]"):
         pose(FakeModel(nan_with=frozenset([1]))).loss([1])
+
+
+def test_a_gradient_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    slope = np.array([0.0, np.nan, 0.0, 0.0, 0.0])
+    found = GateGradient(1.0, slope, slope[:, None])
+    monkeypatch.setattr("swa.problem.gate_gradient", lambda *args, **kwargs: found)
+    with pytest.raises(ScoresError, match="the gradient of example 0 is not finite"):
+        pose().gradient(np.zeros(5))
 
 
 def test_scores_alone_answer_what_they_can() -> None:

@@ -120,6 +120,26 @@ def test_intervals_are_those_of_the_paired_bootstrap() -> None:
         assert found == alone.interval
 
 
+def test_intervals_of_too_few_examples_are_marked() -> None:
+    """Few are fewer than five of one task, and more where those of one task alone vary."""
+    assert fake_scores(count=2).few_examples == (0, 1, 2, 3, 4)
+    assert "too few" in repr(fake_scores(count=2)) and "] ?" in repr(fake_scores(count=2))
+    scores = fake_scores(count=12)
+    assert scores.few_examples == () and "too few" not in repr(scores)
+    table = np.array(scores.delta_per_example, dtype=float)
+    assert scores.tasks[:4] == ("num", "copy", "num", "copy")
+    table[1::2, 2] = 0.5  # every "copy" says the same of layer 2, "num" does not
+    table[::2, 2] = np.linspace(0, 1, 6)
+    rows = tuple(tuple(row) for row in table[:8].tolist())
+    few = dataclasses.replace(
+        scores,
+        delta_per_example=rows,
+        tasks=scores.tasks[:8],
+        **{name: getattr(scores, name)[:8] for name in ("nll_base", "nll_full", "nll_swa")},
+    )
+    assert 2 in few.few_examples and 0 not in few.few_examples
+
+
 def test_intervals_are_seeded() -> None:
     first, again, other = (fake_scores(count=9, seed=seed).interval for seed in (1, 1, 2))
     assert first == again != other

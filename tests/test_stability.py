@@ -122,16 +122,33 @@ def test_spearman_by_hand() -> None:
     assert spearman([1.0, 1.0], [1.0, 2.0]) is None
 
 
-def test_agreement_of_one_thing_measured_twice_is_near_its_ceiling() -> None:
+def test_one_thing_measured_twice_agrees_but_for_chance() -> None:
     deltas = [i / 10 for i in range(20)]
     found = [
         rank_agreement(noisy(deltas, 1.0, 16, seed), noisy(deltas, 1.0, 16, 100 + seed), TOP2)
         for seed in range(12)
     ]
     correlations = np.mean([f.spearman or 0 for f in found])
-    ceilings = np.mean([f.ceiling or 0 for f in found])
     assert 0.75 < correlations < 0.95
-    assert ceilings == pytest.approx(correlations, abs=0.06)
+    assert np.mean([f.corrected or 0 for f in found]) > 0.95
+
+
+def test_chance_that_both_share_does_not_count() -> None:
+    """The same examples under two conditions that rank the layers differently."""
+    rng = np.random.default_rng(0)
+    one, other = rng.permutation(20) / 10.0, rng.permutation(20) / 10.0
+    truth, found = spearman(one, other), []
+    for _ in range(12):
+        noise = rng.normal(size=(16, 20)) * 2
+        pair = (with_table((deltas + noise).tolist()) for deltas in (one, other))
+        found.append(rank_agreement(*pair, TOP2))
+    assert truth is not None
+    assert np.mean([f.spearman or 0 for f in found]) > truth + 0.15
+    assert np.mean([f.corrected or 0 for f in found]) == pytest.approx(truth, abs=0.1)
+    same = with_table((one + rng.normal(size=(16, 20))).tolist())
+    agreement = rank_agreement(same, same, TOP2)
+    assert agreement.spearman == 1
+    assert agreement.corrected == pytest.approx(1, abs=0.1)
 
 
 def test_agreement_counts_what_is_shared() -> None:
@@ -140,21 +157,18 @@ def test_agreement_counts_what_is_shared() -> None:
     found = rank_agreement(first, second, TOP2)
     assert (found.overlap, found.size, found.ratio) == (1, 2, pytest.approx(2.0))
     assert found.spearman == pytest.approx(spearman([4, 3, 2, 1], [1, 4, 3, 2]))
-    assert found.ceiling is None  # two examples have no halves
+    assert found.corrected is None  # two examples have no halves
     assert "1 of 2 top layers" in repr(found)
 
 
-def test_the_ceiling_is_of_the_layers_compared() -> None:
-    """Clear layers that only one of the two scores say nothing about the others' noise."""
+def test_the_correction_is_of_the_layers_compared() -> None:
+    """Clear layers that only one of the two scores say nothing about the others."""
     deltas = [3.0, 2.0, 1.0, *(0.0,) * 9]
     first, other = noisy(deltas, 1.0, 24), noisy(deltas, 1.0, 24, 1)
     rows = tuple((None, None, None, *row[3:]) for row in other.delta_per_example)
     second = dataclasses.replace(other, base=(0, 1, 2), delta_per_example=rows)
     found = rank_agreement(first, second, Budget(full_attention_layers=6))
-    alone = reliability(first, layers=range(3, 12))
-    assert found.ceiling is not None and alone is not None
-    assert found.ceiling == pytest.approx((alone * (reliability(second) or 0)) ** 0.5)
-    assert (reliability(first) or 0) > found.ceiling + 0.2
+    assert (found.corrected or 0) < 0.3 < 0.6 < (rank_agreement(first, other, TOP2).corrected or 0)
     with pytest.raises(InputError, match="seed must be"):
         rank_agreement(first, second, TOP2, seed=-1)
 

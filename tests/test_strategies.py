@@ -9,7 +9,7 @@ from planted_problem import GRADIENT, SLIDING_PASS, PlantedProblem, Term
 from swa.errors import InputError
 from swa.strategies import STRATEGIES, Proposal, propose, resolve, summary
 from swa.strategies.base import helps
-from swa.strategies.refine import Refine
+from swa.strategies.refine import LocalSearch, Refine
 
 L = 12
 ALONE = {1: 0.5, 4: 0.9, 7: 0.3, 10: 0.7}  # layers that are worth something, each by itself
@@ -309,6 +309,33 @@ def test_layers_that_a_single_example_asks_for_are_not_taken() -> None:
     problem = PlantedProblem(L, [Term((1,), 0.5), Term((2,), 0.6)], top=9.0)
     problem.scale[:, 1] = [0, 2, 0, 2, 0, 2, 0, 2]
     assert propose(Refine((1,)), problem, 1).layers == (2,)
+
+
+def test_only_layers_that_do_not_help_are_dropped() -> None:
+    """What dropping a harmful layer gains is no allowance for dropping useful ones."""
+    worth = {0: 0.5, 1: 0.06, 2: 0.05, 3: -0.15}
+    terms = [Term((layer,), value) for layer, value in worth.items()]
+    problem = PlantedProblem(L, terms, top=3.0)
+    search = LocalSearch(problem, (0, 1, 2, 3))
+    before = search.loss
+    search.prune()
+    assert search.layers == (0, 1, 2)
+    search.prune(before)  # unless that is asked for
+    assert search.layers == (0,)
+
+
+def test_an_expensive_example_is_priced_as_it_is() -> None:
+    """The part of the examples that a gradient can afford is not judged by their mean."""
+
+    class Uneven(PlantedProblem):
+        def gradient_work(self, alpha: np.ndarray, index: int) -> float:
+            return super().gradient_work(alpha, index) * (9 if index == 0 else 1)
+
+    problem = Uneven(L, [Term((1,), 0.5)], top=3.0)
+    alpha = np.zeros(L)
+    parts = [problem.gradient_price(alpha, [index]) for index in range(8)]
+    assert parts[0] == pytest.approx(9 * parts[1])
+    assert sum(parts) == pytest.approx(problem.gradient_price(alpha))
 
 
 def test_refine_can_be_limited() -> None:

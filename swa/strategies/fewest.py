@@ -53,6 +53,6 @@ def _stripped(
 ) -> tuple[int, ...]:
     """What is left when layers are dropped as long as the mean loss stays within `limit`."""
     search = LocalSearch(problem, layers)
-    search.prune(limit - search.loss)
+    search.prune(limit)
     moves += search.moves
     return search.layers

@@ -39,6 +39,8 @@ class FrankWolfe:
 
     def propose(self, problem: Problem, size: int) -> Proposal:
         layers = problem.selectable
+        if size in (0, len(layers)):
+            return Proposal(layers[:size])
         alpha = gates(problem.num_layers, layers, size / len(layers))
         batches, moves = Batches(problem.tasks, self.batch, self.seed), []
         slope = np.zeros(problem.num_layers)

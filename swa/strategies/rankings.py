@@ -92,7 +92,9 @@ class LightTransfer:
 
     def propose(self, problem: Problem, size: int) -> Proposal:
         far = 1 - problem.lazy_ratios(self.last_tokens).mean(axis=0)
-        return Proposal(best(far, problem.selectable, size))
+        chosen = best(far, problem.selectable, size)
+        shares = ", ".join(f"{far[layer]:.3f}" for layer in chosen)
+        return Proposal(chosen, (Move(f"attend farthest, shares {shares}", chosen),))
 
 
 def _ranked(problem: Problem, benefit: F64, size: int, what: str) -> Proposal:

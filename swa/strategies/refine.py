@@ -85,15 +85,15 @@ class LocalSearch:
             if self.layers == begun_at:  # nothing that the gradient promises is true
                 return
 
-    def prune(self, tolerance: float = 0.0) -> None:
-        """Drop layers as long as the loss rises by at most `tolerance` in all.
+    def prune(self, ceiling: float | None = None) -> None:
+        """Drop layers as long as the loss does not rise, or with a `ceiling` not above that.
 
         Those that promise no rise are tried together, then by halves; others one by one.
         """
         slope, tried = self._slope(), {self.layers}
         if slope is None:
             return
-        ceiling, failures = self.loss + tolerance, 0
+        failures = 0
         order = sorted(self.layers, key=lambda layer: (-slope[layer], layer))
         free = [layer for layer in order if slope[layer] >= 0]
         groups = [free, *([layer] for layer in order[len(free) :])]
@@ -102,7 +102,7 @@ class LocalSearch:
             if not group:
                 continue
             change = Change(-float(slope[group].sum()), (), tuple(sorted(group)))
-            if self._try(change, tried, ceiling):
+            if self._try(change, tried, self.loss if ceiling is None else ceiling):
                 failures = 0
             elif len(group) > 1:
                 groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
@@ -116,8 +116,8 @@ class LocalSearch:
         """
         if self.layers not in self._slopes:
             alpha = gates(self.problem.num_layers, self.layers)
-            price = self.problem.gradient_price(alpha) / self.problem.n_examples
-            parts = [part for part in self._parts if len(part) * price <= self.left() / 2]
+            price, left = self.problem.gradient_price, self.left()
+            parts = [part for part in self._parts if price(alpha, part) <= left / 2]
             if not parts:
                 return None
             self._slopes[self.layers] = self.problem.gradient(alpha, parts[-1])[1].mean(axis=0)
@@ -169,7 +169,8 @@ class Refine:
     """Swap search: from another strategy's proposal, exchange layers while the exact loss falls.
 
     Args:
-        start: a strategy or its name, or the layers themselves.
+        start: a strategy or its name, with settings if it needs any ("random:seed=3"), or the
+            layers themselves.
         prefills: most work after the start, in prefills an example; None: no limit.
     """
 
