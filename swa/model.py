@@ -19,7 +19,7 @@ from swa.checkpoint import Checkpoint, open_checkpoint
 from swa.config import ModelConfig
 from swa.errors import CheckpointError, InputError, PolicyError, SwaWarning, TokenizerError
 from swa.examples import Example
-from swa.export import read_export, write_export
+from swa.export import Export, read_export, write_export
 from swa.generation import Generation, Sampler, TextStream, continue_text
 from swa.memory import GIB, available_bytes
 from swa.policy import AttentionPolicy, Rows, format_layers, selectable_layers
@@ -575,24 +575,11 @@ def load(
         InputError: an argument is out of range.
         MemoryError: the weights do not fit.
     """
-    _check_dtype(dtype)
-    if num_threads < 0:
-        raise InputError(f"num_threads must be 0 (automatic) or more, not {num_threads}")
-    if max_position_embeddings is not None and operator.index(max_position_embeddings) < 1:
-        raise InputError(f"max_position_embeddings must be >= 1, not {max_position_embeddings}")
-    export = read_export(Path(path_or_id))
-    checkpoint = open_checkpoint(
-        export.weights if export else path_or_id,
-        revision=revision,
-        token=token,
-        local_files_only=local_files_only,
+    checkpoint, export = _open(
+        path_or_id, revision, token, local_files_only, dtype, num_threads, max_position_embeddings
     )
-    if export is None and checkpoint.folder is not None:
-        export = read_export(checkpoint.folder)  # a hub id
-    if export is not None:
-        export.check(checkpoint.fingerprint)
     if tokenizer is None:
-        tokenizer = _find_tokenizer(checkpoint, export.folder if export else None)
+        tokenizer = _find_tokenizer(checkpoint, export)
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.from_folder(tokenizer)
     model = Model(
@@ -621,30 +608,59 @@ def plan(
 ) -> Model:
     """The Model that `load` would give, without its weights: it tells costs, and runs nothing.
 
-    Other arguments, and errors, are those of `load`.
+    It has the policy of an export, too. Other arguments, and errors, are those of `load`.
 
     Args:
         with_tokenizer: build the tokenizer, too, which takes its time.
     """
-    _check_dtype(dtype)
-    checkpoint = open_checkpoint(
-        path_or_id, revision=revision, token=token, local_files_only=local_files_only
+    checkpoint, export = _open(
+        path_or_id, revision, token, local_files_only, dtype, num_threads, max_position_embeddings
     )
-    return Model(
+    tokenizer = _find_tokenizer(checkpoint, export) if with_tokenizer else None
+    model = Model(
         source=os.fspath(path_or_id),
         checkpoint=checkpoint,
         engine=_planned_engine(checkpoint, dtype, num_threads),
         policy=None,
         max_position_embeddings=max_position_embeddings
         or checkpoint.config.max_position_embeddings,
-        stop_ids=frozenset(),
-        _tokenizer=_find_tokenizer(checkpoint) if with_tokenizer else None,
+        stop_ids=_stop_ids(checkpoint, tokenizer),
+        _tokenizer=tokenizer,
     )
+    return model.patch(export.policy) if export and export.policy else model
 
 
-def _check_dtype(dtype: str) -> None:
+def _open(
+    path_or_id: str | os.PathLike[str],
+    revision: str | None,
+    token: str | bool | None,
+    local_files_only: bool,
+    dtype: str,
+    num_threads: int,
+    max_position_embeddings: int | None,
+) -> tuple[Checkpoint, Export | None]:
+    """The checkpoint, and what was exported with it, if anything; checks the arguments of `load`.
+
+    Raises CheckpointError, InputError: as `load`.
+    """
     if dtype not in ("bfloat16", "float32"):
         raise InputError(f'dtype must be "bfloat16" or "float32", not {dtype!r}')
+    if num_threads < 0:
+        raise InputError(f"num_threads must be 0 (automatic) or more, not {num_threads}")
+    if max_position_embeddings is not None and operator.index(max_position_embeddings) < 1:
+        raise InputError(f"max_position_embeddings must be >= 1, not {max_position_embeddings}")
+    export = read_export(Path(path_or_id))
+    checkpoint = open_checkpoint(
+        export.weights if export else path_or_id,
+        revision=revision,
+        token=token,
+        local_files_only=local_files_only,
+    )
+    if export is None and checkpoint.folder is not None:
+        export = read_export(checkpoint.folder)  # a hub id
+    if export is not None:
+        export.check(checkpoint.fingerprint)
+    return checkpoint, export
 
 
 def _planned_engine(checkpoint: Checkpoint, dtype: Dtype, num_threads: int) -> _core.Engine:
@@ -677,12 +693,12 @@ def _load_engine(
     return engine
 
 
-def _find_tokenizer(checkpoint: Checkpoint, exported: Path | None = None) -> Tokenizer | None:
+def _find_tokenizer(checkpoint: Checkpoint, export: Export | None) -> Tokenizer | None:
     """The tokenizer beside the weights, or the one inside a GGUF file; None if there is none.
 
     Warns if the file has one that swa does not rebuild.
     """
-    folder = exported or checkpoint.folder
+    folder = export.folder if export else checkpoint.folder
     if folder is not None and (folder / "tokenizer.json").exists():
         return Tokenizer.from_folder(folder)
     try:

@@ -17,7 +17,7 @@ from builders import tiny_checkpoint
 
 import swa
 from swa.errors import CheckpointError, InputError
-from swa.model import Model, load
+from swa.model import Model, load, plan
 from swa.policy import AttentionPolicy
 
 POLICY = AttentionPolicy(8, num_sink_tokens=2, num_tail_tokens=3).with_full_layers([1], 4)
@@ -248,13 +248,25 @@ def test_modes_follow_the_umask(model: Model, source: Path, tmp_path: Path, umas
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask, path.name
 
 
-def test_weights_under_another_policy_are_refused(model: Model, tmp_path: Path) -> None:
+def test_a_plan_is_of_the_patched_model(model: Model, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "out")
+    again = plan(tmp_path / "out", num_threads=1, with_tokenizer=True)
+    assert again.policy == model.policy
+    assert again.fingerprint == model.fingerprint
+    assert again.stop_ids == model.stop_ids
+    assert again.tokenizer.encode_prompt(PROMPT) == model.tokenizer.encode_prompt(PROMPT)
+
+
+@pytest.mark.parametrize("opening", [load, plan])
+def test_weights_under_another_policy_are_refused(
+    model: Model, tmp_path: Path, opening: Any
+) -> None:
     out = tmp_path / "out"
     model.save_pretrained(out)
     other = tiny_checkpoint(tmp_path / "other", dtype="BF16", seed=1)
     shutil.copy(other / "model.safetensors", out)
     with pytest.raises(CheckpointError, match="not those that the policy was saved with"):
-        load(out, num_threads=1)
+        opening(out, num_threads=1)
 
 
 @pytest.mark.parametrize(
@@ -277,5 +289,6 @@ def test_a_malformed_record(
     model.save_pretrained(out)
     record = json.loads((out / "swa.json").read_text())
     (out / "swa.json").write_text(json.dumps(record | change))
-    with pytest.raises(CheckpointError, match=rf"swa\.json: .*{says}"):
-        load(out, num_threads=1)
+    for opening in (load, plan):
+        with pytest.raises(CheckpointError, match=rf"swa\.json: .*{says}"):
+            opening(out, num_threads=1)

@@ -27,8 +27,10 @@ from processes import measure_peak
 import swa
 from swa import gguf_checkpoint, gguf_file
 from swa.checkpoint import open_checkpoint
+from swa.cli import main
 from swa.demo import wheel_model
 from swa.errors import CheckpointError, SwaError, TokenizerError, UnsupportedModelError
+from swa.model import plan
 from swa.weight_files import open_regular
 
 Tiny = Callable[..., Path]
@@ -460,6 +462,10 @@ def test_a_saved_model_comes_back(tiny: Tiny, path: Path, tmp_path: Path) -> Non
     again = swa.load(tmp_path / "saved")
     assert again.policy == model.policy
     assert (again.logits(IDS) == model.logits(IDS)).all()
+    planned = plan(tmp_path / "saved")
+    assert (planned.policy, planned.fingerprint) == (model.policy, model.fingerprint)
+    estimate = ["estimate", str(tmp_path / "saved"), "--sliding-window", "8"]
+    assert main([*estimate, "--prompt-tokens", "50", "--json"]) == 0
 
 
 def test_fingerprint(tiny: Tiny, path: Path, tmp_path: Path) -> None:

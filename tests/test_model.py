@@ -20,7 +20,7 @@ from checkpoint_files import BYTE_VOCAB as VOCAB
 import swa.model
 from swa.errors import CheckpointError, InputError, PolicyError, TokenizerError
 from swa.examples import Example
-from swa.model import Model, load
+from swa.model import Model, load, plan
 from swa.policy import FULL, SLIDING, AttentionPolicy
 
 PROMPT = "The needle is hidden here: 4711. " * 3
@@ -328,17 +328,21 @@ def test_without_a_tokenizer(folder: Path, tmp_path: Path, model: Model) -> None
         assert (lent.nll(PROMPT, ANSWER).per_token == model.nll(PROMPT, ANSWER).per_token).all()
 
 
+@pytest.mark.parametrize("opening", [load, plan])
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ({"dtype": "float16"}, "dtype must be"),
         ({"num_threads": -1}, "num_threads must be"),
         ({"max_position_embeddings": 0}, "max_position_embeddings must be"),
+        ({"max_position_embeddings": -5}, "max_position_embeddings must be"),
     ],
 )
-def test_bad_arguments_of_load(folder: Path, arguments: dict[str, Any], says: str) -> None:
+def test_bad_arguments_of_load(
+    folder: Path, opening: Any, arguments: dict[str, Any], says: str
+) -> None:
     with pytest.raises(InputError, match=says):
-        load(folder, **arguments)
+        opening(folder, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import psutil
 import pyarrow.parquet
 import pytest
 import sweep_strategies
+from gguf_files import from_folder
 from planted import Planted, planted_checkpoint
 from sweep_strategies import Deadly, Slow, highest, kill_first
 
@@ -195,16 +196,28 @@ def test_examples_may_repeat(planted: Planted, sweep: Callable[..., SweepTable])
     assert table.nll_per_example(2) == 2 * expected.nll_per_example(2)
 
 
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
 def test_a_patched_export_is_swept_as_the_model_that_it_was(
-    planted: Planted, sweep: Callable[..., SweepTable], tmp_path: Path
+    kind: str, planted: Planted, sweep: Callable[..., SweepTable], tmp_path: Path
 ) -> None:
+    source = planted.folder
+    if kind == "gguf":
+        source = tmp_path / "planted.gguf"
+        from_folder(planted.folder, source)
     policy = swa.AttentionPolicy(16, num_sink_tokens=4).with_full_layers([1], 9)
-    swa.load(planted.folder, num_threads=1).patch(policy).save_pretrained(tmp_path / "export")
+    swa.load(source, num_threads=1).patch(policy).save_pretrained(tmp_path / "export")
     options = GRID | {"strategies": ["first"], "threads": 1}
-    calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
+    planned: list[swa.Model] = []
+
+    def calibration(model: swa.Model) -> list[swa.Example]:
+        planned.append(model)
+        return examples(planted, range(2))
+
+    heldout = examples(planted, range(10, 13))
     found = swa.sweep(tmp_path / "export", calibration, heldout, **options)
     expected = sweep(strategies=["first"])
     assert [row["nll"] for row in found.rows] == [row["nll"] for row in expected.rows]
+    assert [model.policy for model in planned] == [None]  # as in the workers
 
 
 def test_policies_that_hide_nothing_are_left_out(sweep: Callable[..., SweepTable]) -> None:

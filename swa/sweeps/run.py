@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from swa.errors import InputError, SwaWarning
@@ -179,6 +180,7 @@ def model_sweeps(
             with_tokenizer=callable(calibration) or callable(heldout),
             **options,
         )
+        planned = replace(planned, policy=None)  # as workers open it
         source = ModelSource(
             path=os.path.abspath(path) if os.path.exists(path) else os.fspath(path),
             dtype=dtype,
