@@ -93,8 +93,7 @@ def sweep_work(
     """
     n_rows, n_layers = prompt_len + answer_len - 1, config.num_hidden_layers
     rows = policy.rows(config, base, prompt_len, n_rows + 1)
-    windows = policy.windows(n_layers)
-    shared = min(min(windows[layer] for layer in flips) + policy.num_sink_tokens, prompt_len - 1)
+    shared = shared_rows(policy, n_layers, flips, prompt_len - 1)
     first = _first_rows(config, prompt_len, shared)
     work = nll_work(config, policy, base, prompt_len, answer_len)
     above = Work(float(answer_len * _head_flops(config)), 0.0)  # a fork, once its layer is done
@@ -105,6 +104,17 @@ def sweep_work(
         own = _layer_work(config, rows, layer, shared, first[layer], n_rows)
         above = _total(above, own)
     return work
+
+
+def shared_rows(policy: AttentionPolicy, num_layers: int, flips: Collection[int], most: int) -> int:
+    """The first rows, `most` at most, that all runs of a sweep share: none there loses a key.
+
+    A row t < W + S sees every earlier key, and only in layers of `flips` do runs differ. The engine
+    rounds down to whole tiles. Raises PolicyError: a policy for another number of layers.
+    """
+    windows = policy.windows(num_layers)
+    seen = (windows[layer] + policy.num_sink_tokens for layer in flips)
+    return min(most, min(seen, default=0))
 
 
 def gradient_work(

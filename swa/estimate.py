@@ -107,7 +107,7 @@ def estimate(
         Work(*(n_examples * sum(kind) for kind in zip(*parts, strict=True))),
         measure_speed(model),
         model.engine.weight_bytes,
-        model.memory_required(n_tokens, "sweep", policy),
+        model.memory_required(n_tokens, "sweep", policy, task.flips),
     )
 
 

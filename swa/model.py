@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from swa import _core, examples, jsonio
+from swa import _core, cost, examples, jsonio
 from swa.checkpoint import Checkpoint, open_checkpoint
 from swa.config import ModelConfig
 from swa.errors import CheckpointError, InputError, PolicyError, SwaWarning, TokenizerError
@@ -249,7 +249,7 @@ class Model:
         window, flip_window = sliding.window.copy(), np.full(n_layers, _core.NO_FLIP, np.int64)
         window[list(base_full)] = 0
         flip_window[list(flips)] = 0 if to_full else sliding.window[list(flips)]
-        self._require_memory("sweep", len(ids), policy)
+        self._require_memory("sweep", len(ids), policy, flips)
         base_nll, run_nll, base_greedy, run_greedy = self.engine.sweep(
             ids,
             example.prompt_len,
@@ -445,19 +445,28 @@ class Model:
         write_export(self, Path(directory))
 
     def memory_required(
-        self, n_tokens: int, kind: Work = "nll", policy: AttentionPolicy | None = None
+        self,
+        n_tokens: int,
+        kind: Work = "nll",
+        policy: AttentionPolicy | None = None,
+        flips: Collection[int] | None = None,
     ) -> int:
         """Bytes that a run over `n_tokens` tokens needs at its peak, weights included.
 
         `kind`: "nll", "sweep", "logits" (of every row) or "decode" (prompt and new tokens in one).
         A sweep also keeps the rows that all its runs share, which depend on `policy` (the model's
-        own if None).
+        own if None) and on the layers that it flips (all that can be selected if None).
+
+        Raises PolicyError: the policy is for another number of layers.
         """
         policy = policy or self.policy
         n_prefix = 0
         if kind == "sweep":
-            shared = min(policy.windows(self.config.num_hidden_layers)) if policy else n_tokens
-            n_prefix = min(n_tokens, shared + (policy.num_sink_tokens if policy else 0))
+            n_prefix = n_tokens
+            if policy is not None:
+                flips = self.selectable_layers if flips is None else flips
+                n_layers = self.config.num_hidden_layers
+                n_prefix = cost.shared_rows(policy, n_layers, flips, n_tokens)
         output = 4 * n_tokens * self.config.vocab_size if kind == "logits" else 0
         return (
             self.engine.weight_bytes
@@ -537,9 +546,13 @@ class Model:
         return policy.rows(self.config, full_layers, prompt_len, n_tokens)
 
     def _require_memory(
-        self, kind: Work, n_tokens: int, policy: AttentionPolicy | None = None
+        self,
+        kind: Work,
+        n_tokens: int,
+        policy: AttentionPolicy | None = None,
+        flips: Collection[int] | None = None,
     ) -> None:
-        need = self.memory_required(n_tokens, kind, policy) - self.engine.weight_bytes
+        need = self.memory_required(n_tokens, kind, policy, flips) - self.engine.weight_bytes
         _require_memory(f"{kind} over {n_tokens} tokens", need, "shorten the input")
 
 

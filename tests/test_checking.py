@@ -11,6 +11,7 @@ import pytest
 
 import swa
 import swa.noise
+from swa import cost
 from swa.cli import main
 
 SCORE = ["--sliding-window", "16", "--sink-tokens", "2", "--threads", "1"]
@@ -90,6 +91,28 @@ def test_a_sweep_that_stops_when_it_knows(here, checkpoint, examples, capsys):
     assert Path("again.json").read_bytes() == Path("scores.json").read_bytes()
     for wrong in (stop[2:], stop[:2], ["--stop-at-confidence", "95", "--layers", "1"]):
         assert main(["score", checkpoint, *SCORE, *wrong, "--out", "x.json"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ([], 10),  # of the narrowest layer, with its sinks
+        (["--base", "0"], 42),  # which is not flipped
+        (["--stop-at-confidence", "0.9", "--layers", "1", "--tolerance", "30"], 42),
+    ],
+)
+def test_the_memory_of_several_windows(
+    here, checkpoint, examples, capsys, monkeypatch, options, rows
+):
+    """A rule may settle the narrow layer, and the others then share more rows."""
+
+    def of_rows(self, n_tokens, kind="nll", policy=None, flips=None):
+        return (cost.shared_rows(policy, 4, flips, n_tokens) if kind == "sweep" else 1) << 20
+
+    monkeypatch.setattr(swa.Model, "memory_required", of_rows)
+    windows = ["--sliding-window", "8,40,40,40", "--sink-tokens", "2", "--threads", "1"]
+    assert main(["score", checkpoint, "--examples", examples, *windows, *options]) == 0
+    assert f" {rows} MiB of memory" in capsys.readouterr().err
 
 
 def test_two_scores_files_compared(here, checkpoint, examples, capsys):

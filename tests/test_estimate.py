@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,12 @@ def test_the_cost_model_counts_what_the_engine_counts(
     for base, flips in (((), (0, 1, 2, 3)), ((1,), (0, 3))):
         model.sweep_example(example, policy, base, flips, to_full=True, progress=progress)
         assert told == [cost.sweep_work(*shape, base, flips, 140, 6).flops] * 2
+    for narrow, base, flips in ((0, (0,), (1, 2, 3)), (2, (), (3,)), (1, (), (0, 1, 2, 3))):
+        windows = tuple(60 if layer == narrow else 124 for layer in range(4))
+        mixed = dataclasses.replace(policy, sliding_window=windows)
+        model.sweep_example(example, mixed, base, flips, to_full=True, progress=progress)
+        assert told == [cost.sweep_work(model.config, mixed, base, flips, 140, 6).flops] * 2
+        assert cost.shared_rows(mixed, 4, flips, 139) == (64 if narrow in flips else 128)
 
 
 @pytest.fixture
@@ -131,6 +138,16 @@ def test_work_time_and_memory(folder: Path) -> None:
     assert found.weight_bytes == model.engine.weight_bytes
     assert found.peak_bytes == model.memory_required(305, "sweep", POLICY)
     assert "7 x 305 tokens" in repr(found)
+
+
+@pytest.mark.usefixtures("known_speed")
+def test_only_flipped_layers_bound_what_a_sweep_keeps(folder: Path) -> None:
+    def peak(sliding_window: int | tuple[int, ...], base: list[int]) -> int:
+        policy = dataclasses.replace(POLICY, sliding_window=sliding_window)
+        return estimate.estimate(plan(folder), policy, prompt_tokens=3000, base=base).peak_bytes
+
+    assert peak((16, 2000, 2000, 2000), [0]) == peak(2000, [0]) > peak(16, [0])
+    assert peak((16, 2000, 2000, 2000), [1]) == peak(16, [1])
 
 
 @pytest.mark.usefixtures("known_speed")

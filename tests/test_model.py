@@ -278,6 +278,25 @@ def test_memory_is_told_beforehand(model: Model, monkeypatch: pytest.MonkeyPatch
             call()
 
 
+def test_a_sweeps_memory_is_that_of_the_flipped_layers(
+    model: Model, native: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide, mixed = AttentionPolicy(200), AttentionPolicy((8, 200, 200, 200))
+
+    def told(model: Model, policy: AttentionPolicy, flips: Any = None) -> int:
+        return model.memory_required(256, "sweep", policy, flips)
+
+    assert told(model, mixed) == told(model, AttentionPolicy(8)) < told(model, wide)
+    assert told(model, mixed, [1, 2, 3]) == told(model, wide)
+    assert told(model, mixed, [3]) == told(model, wide)
+    assert native.selectable_layers == (0, 1)  # the other layers' windows are not the policy's
+    assert told(native, AttentionPolicy((200, 200, 8, 8))) == told(native, wide)
+    need = told(model, wide) - model.engine.weight_bytes
+    monkeypatch.setattr(swa.model, "available_bytes", lambda: need - 1)
+    with pytest.raises(MemoryError, match="no room for sweep over 256 tokens"):
+        model.sweep_example(example(250, 6), mixed, {0}, [1, 2, 3], True)
+
+
 def test_weights_that_cannot_fit_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(swa.model, "available_bytes", lambda: 1)
     with pytest.raises(MemoryError, match="no room for the weights"):

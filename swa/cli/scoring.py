@@ -179,7 +179,7 @@ def score(
         model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
     )
     used = load_examples(loaded, examples, examples_per_task, prompt_tokens, seed, "calibration")
-    _announce(loaded, used, policy, direction, base_layers)
+    _announce(loaded, used, policy, direction, base_layers, stop)
     with going_on_from(kept, "finished examples are", "repeat the command with --resume"):
         scores = score_layers(
             loaded,
@@ -247,20 +247,25 @@ def _announce(
     policy: AttentionPolicy,
     direction: Literal["restore", "ablate"],
     base: Sequence[int] | None,
+    stop: AdaptiveStop | None,
 ) -> None:
     """Say what a sweep will take, before it starts."""
     from swa.layer_scores import scored_layers
 
     selectable = model.selectable_layers
     full = base if base is not None else selectable if direction == "ablate" else ()
-    flips = len(scored_layers(direction, full, selectable))
+    flips = scored_layers(direction, full, selectable)
     # The runs share all below the layer they flip: half a pass each, and base, all full, none full.
-    passes = len(examples) * (flips / 2 + 3)
+    passes = len(examples) * (len(flips) / 2 + 3)
     longest = max(example.prompt_len + example.answer_len for example in examples)
-    memory = model.memory_required(longest, "sweep", policy) / 2**20
+    # Where layers are settled on the way, the one with the widest window may be left alone.
+    sweeps = [flips] if stop is None else [(layer,) for layer in flips]
+    memory = max(
+        (model.memory_required(longest, "sweep", policy, each) for each in sweeps), default=0
+    )
     note(
-        f"{len(examples)} examples of up to {longest} tokens, {flips} layers: the work of about"
-        f" {passes:.0f} forward passes, {memory:,.0f} MiB of memory"
+        f"{len(examples)} examples of up to {longest} tokens, {len(flips)} layers: the work of"
+        f" about {passes:.0f} forward passes, {memory / 2**20:,.0f} MiB of memory"
     )
 
 
