@@ -9,7 +9,8 @@ attribution patching is of activation patching), and the step that joint choices
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -28,6 +29,7 @@ F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
 Objective = Literal["nll", "kl"]
 OBJECTIVES: tuple[Objective, ...] = ("nll", "kl")
+REFERENCE_BYTES = 2**30  # most that a problem keeps of reference logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +97,46 @@ def reference_logits(model: Model, example: Example) -> F32:
     """
     ids = example.prompt_ids + example.answer_ids[:-1]
     return model.full_logits(ids, first_row=example.prompt_len - 1)
+
+
+class References:
+    """The reference logits of examples, made when they are first asked for.
+
+    What is kept takes at most REFERENCE_BYTES, or is a single one: those asked for first, and the
+    last. Others are made again, the same bit for bit. (Strategies take the examples in turns: were
+    the oldest given up instead, none would ever be found again.)
+
+    Threads may share it: none makes what another one is making.
+    """
+
+    def __init__(self, model: Model, examples: Sequence[Example]) -> None:
+        self._model, self._examples = model, examples
+        self._kept: dict[int, F32] = {}
+        self._lock = threading.Lock()
+
+    def of(self, index: int) -> F32:
+        """float32 [A, V]: those of an example. Raises as `reference_logits`."""
+        with self._lock:
+            if index not in self._kept:
+                # Room is made beforehand, so that at no time there are more.
+                while self._kept and self.kept_bytes + self._size(index) > REFERENCE_BYTES:
+                    self._kept.popitem()
+                self._kept[index] = reference_logits(self._model, self._examples[index])
+            return self._kept[index]
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of all that is kept now."""
+        return sum(map(self._size, self._kept))
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is kept while all examples are run, and the engine's copy of one."""
+        sizes = [self._size(index) for index in range(len(self._examples))]
+        return min(sum(sizes), max(REFERENCE_BYTES, *sizes)) + max(sizes)
+
+    def _size(self, index: int) -> int:
+        return 4 * self._examples[index].answer_len * self._model.config.vocab_size
 
 
 def divergence(

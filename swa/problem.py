@@ -23,11 +23,11 @@ from swa.errors import InputError
 from swa.examples import content_hash
 from swa.gates import (
     Objective,
+    References,
     check_objective,
     divergence,
     finite_gradient,
     gate_gradient,
-    reference_logits,
 )
 from swa.layer_scores import LayerScores
 from swa.policy import AttentionPolicy, format_layers
@@ -164,7 +164,10 @@ class RecordingProblem(ABC):
         """One example's lazy ratios, float64 [L]; taken to cost a full-attention pass."""
 
     def prepare(self, index: int) -> Cost:
-        """Do, once, what an example needs before its runs, and tell what that took."""
+        """Count, once, what an example's runs need beforehand, and tell what that takes.
+
+        It is made where a run needs it, again if it was not kept: the time is that of the run.
+        """
         return NOTHING
 
     @abstractmethod
@@ -332,7 +335,7 @@ class CalibrationProblem(RecordingProblem):
             warning.
         policy: how sliding layers attend, without `layer_types`.
         objective: "nll" of the answers, or "kl" from the full-attention model's answer
-            distributions.
+            distributions (see `swa.gates.References` for how many are kept).
         scores: a single-layer sweep of this model under this policy, where there is one.
         progress: told the cost so far, after every run.
         journal: open; keeps what is run.
@@ -362,8 +365,8 @@ class CalibrationProblem(RecordingProblem):
         self.model, self.examples, self.policy = model, tuple(used), policy
         self.objective = objective
         self.scores = scores
-        self._references: dict[int, F32] = {}
-        self._reference_costs: dict[int, Cost] = {}
+        self._references = References(model, self.examples)
+        self._prepared: set[int] = set()
         super().__init__(
             model.config.num_hidden_layers,
             model.selectable_layers,
@@ -394,8 +397,9 @@ class CalibrationProblem(RecordingProblem):
     ) -> float:
         """One example's exact loss under a policy that may have other windows."""
         example = self.examples[index]
-        if self.objective == "kl":
-            rows = divergence(self.model, example, policy, full_layers, self._references[index])
+        reference = self.reference(index)
+        if reference is not None:
+            rows = divergence(self.model, example, policy, full_layers, reference)
             return self._finite(float(rows.mean()), full_layers, index)
         result = self.model.nll_example(example, policy=policy, full_layers=full_layers)
         return self._finite(result.mean, full_layers, index)
@@ -407,7 +411,7 @@ class CalibrationProblem(RecordingProblem):
             self.policy,
             alpha,
             objective=self.objective,
-            reference=self._references.get(index),
+            reference=self.reference(index),
         )
         loss = self._finite(found.loss, np.flatnonzero(alpha).tolist(), index)
         return loss, finite_gradient(found.gradient, index)
@@ -443,12 +447,15 @@ class CalibrationProblem(RecordingProblem):
     def prepare(self, index: int) -> Cost:
         if self.objective == "nll":
             return NOTHING
-        if index not in self._references:
-            work = self.loss_work(frozenset(self.selectable), index)
-            self._references[index], self._reference_costs[index] = self._runs.timed(
-                lambda: reference_logits(self.model, self.examples[index]), self._prefills(work)
-            )
-        return self._reference_costs[index]
+        price = Cost(self._prefills(self.loss_work(frozenset(self.selectable), index)))
+        if index not in self._prepared:
+            self._prepared.add(index)
+            self._runs.spend(price)
+        return price
+
+    def reference(self, index: int) -> F32 | None:
+        """float32 [A, V]: what one example's divergence is measured from; None for "nll"."""
+        return None if self.objective == "nll" else self._references.of(index)
 
     def loss_work(self, full_layers: frozenset[int], index: int) -> float:
         return cost.nll_work(*self._shape, full_layers, *self._lengths(index)).flops

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ from swa.journal import Journal
 from swa.layer_scores import read_integer, read_number
 
 F64 = npt.NDArray[np.float64]
-T = TypeVar("T")
 
 Key = tuple[str, tuple[float, ...], int]
 """What was run, at which layers or gates, on which example."""
@@ -112,20 +111,17 @@ class Runs:
         if key not in self._found:
             if key in self._recorded:
                 values, seconds = self._recorded[key]
-                cost = self._spend(Cost(prefills, seconds))
+                cost = self.spend(Cost(prefills, seconds))
             else:
-                values, cost = self.timed(run, prefills)
+                begun = time.perf_counter()
+                values = run()
+                cost = self.spend(Cost(prefills, time.perf_counter() - begun))
             self._found[key] = values, cost
         self._record(key, *self._found[key])
         return self._found[key]
 
-    def timed(self, run: Callable[[], T], prefills: float) -> tuple[T, Cost]:
-        """What `run` gives, kept by whoever asks, and what that took."""
-        begun = time.perf_counter()
-        result = run()
-        return result, self._spend(Cost(prefills, time.perf_counter() - begun))
-
-    def _spend(self, cost: Cost) -> Cost:
+    def spend(self, cost: Cost) -> Cost:
+        """Count work, and tell `progress`."""
         self.spent += cost
         if self._progress is not None:
             self._progress(self.spent)

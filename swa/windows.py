@@ -126,7 +126,7 @@ class MixtureProblem(CalibrationProblem):
                     self.policy,
                     weights,
                     self.windows[1:],
-                    reference=self._references.get(index),
+                    reference=self.reference(index),
                 )
                 return finite_gradient(np.asarray(found.gradient.sum(axis=2)), index).ravel()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -231,6 +233,23 @@ def test_divergence_is_paid_with_its_reference(tiny_problem: Any) -> None:
     assert deltas[0, 1] == problem.loss([])[0] - problem.loss([1])[0]
     with pytest.raises(InputError, match="no gradient"):
         propose(resolve("backward"), problem, 1)
+
+
+def test_threads_share_references(tiny_problem: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, made = tiny_problem("kl"), []
+    full_logits = type(problem.model).full_logits
+
+    def slow(self: Any, ids: Any, first_row: int = 0) -> Any:
+        made.append(ids)
+        time.sleep(0.05)
+        return full_logits(self, ids, first_row)
+
+    monkeypatch.setattr(type(problem.model), "full_logits", slow)
+    choices = [[layer] for layer in range(problem.num_layers)]
+    with ThreadPoolExecutor(len(choices)) as pool:
+        losses = list(pool.map(lambda chosen: problem.fresh().loss(chosen), choices))
+    assert len(made) == 2
+    np.testing.assert_array_equal(losses, [tiny_problem("kl").loss(c) for c in choices])
 
 
 def test_a_gradients_price_is_what_it_costs(tiny_problem: Any) -> None:

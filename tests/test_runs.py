@@ -130,11 +130,61 @@ def test_a_damaged_record(change: dict[str, Any], tmp_path: Path) -> None:
         select(journal)
 
 
-def test_references_are_made_again(tiny: Any, tmp_path: Path) -> None:
-    """Those of "kl" are large: they are not kept."""
+def test_references_are_made_where_a_run_needs_them(
+    tiny: Any, tmp_path: Path, made: list[tuple[int, ...]]
+) -> None:
+    """Those of "kl" are large: a journal does not hold them."""
     model = swa.load(tiny(), dtype="float32", num_threads=1)
     settings = {"examples": make_examples(2, prompt_len=48), "objective": "kl", "layers": 1}
     straight = select(tmp_path / "j", model, **settings)
     before = (tmp_path / "j").read_bytes()
-    assert select(tmp_path / "j", model, **settings) == straight == select(None, model, **settings)
+    assert len(made) == len(set(made)) == 2
+    made.clear()
+    assert select(tmp_path / "j", model, **settings) == straight  # its cost, too
+    assert not made
     assert (tmp_path / "j").read_bytes() == before
+    lines = before.splitlines(keepends=True)
+    last = json.loads(lines[-1])["example"]
+    (tmp_path / "j").write_bytes(b"".join(lines[:-1]))
+    assert select(tmp_path / "j", model, **settings) == straight
+    assert [ids[0] for ids in made] == [last]
+    assert select(None, model, **settings) == straight
+
+
+@pytest.mark.parametrize("strategy", ["joint", "topk"])
+def test_few_references_are_kept(
+    strategy: str,
+    tiny: Any,
+    tmp_path: Path,
+    made: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = swa.load(tiny(), dtype="float32", num_threads=1)
+    examples = make_examples(5, prompt_len=48)
+    settings = {"examples": examples, "objective": "kl", "layers": 1, "strategy": strategy}
+    expected = select(None, model, **settings)
+    each = 4 * examples[0].answer_len * model.config.vocab_size
+    for room in (each - 1, each, 3 * each + 1):
+        monkeypatch.setattr("swa.gates.REFERENCE_BYTES", room)
+        made.clear()
+        found = select(tmp_path / f"{room}", model, **settings)
+        assert found == expected  # its cost, too: references are counted once
+        assert set(Counter(made)) == {e.prompt_ids + e.answer_ids[:-1] for e in examples}
+        assert len(made) > 5
+        assert sum(count == 1 for count in Counter(made).values()) >= min(room // each, 3) - 1
+        made.clear()
+        assert select(tmp_path / f"{room}", model, **settings) == expected and not made
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The ids of every reference that is made from now on."""
+    ids: list[tuple[int, ...]] = []
+    full_logits = swa.Model.full_logits
+
+    def counting(self: swa.Model, given: Any, first_row: int = 0) -> Any:
+        ids.append(tuple(given))
+        return full_logits(self, given, first_row)
+
+    monkeypatch.setattr(swa.Model, "full_logits", counting)
+    return ids

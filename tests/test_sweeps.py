@@ -740,6 +740,32 @@ def test_an_estimate_counts_the_work(
     assert halved.seconds == pytest.approx(found.seconds / 2)
 
 
+def test_the_estimate_of_another_objective(
+    planted: Planted, sweep: Callable[..., SweepTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs nothing, either, and knows the references that selections keep."""
+    monkeypatch.setattr("swa.sweeps.estimate.measure_speed", lambda model: Work(1e9, 1e9))
+    grid = GRID | {"strategies": ["path"], "budgets": [2], "threads": 1}
+    calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
+
+    def found(objective: str) -> Any:
+        return estimate_sweep(planted.folder, calibration, heldout, objective=objective, **grid)
+
+    (nll,), (kl,) = found("nll").models, found("kl").models
+    (row,) = sweep(objective="kl", strategies=["path"], budgets=[2]).rows[2:]
+    (nll_row,) = sweep(strategies=["path"], budgets=[2]).rows[2:]
+    expected = row["select_prefills"] / nll_row["select_prefills"]
+    assert kl.select_seconds / nll.select_seconds == pytest.approx(expected)
+    model = plan(planted.folder, dtype="float32", num_threads=1)
+    sizes = [4 * example.answer_len * model.config.vocab_size for example in calibration]
+    longest = max(example.prompt_len + example.answer_len for example in calibration)
+    gates = model.engine.weight_bytes + model.engine.gates_bytes(longest, 2)
+    assert kl.peak_bytes == gates + sum(sizes) + max(sizes) > nll.peak_bytes  # one is a copy
+    monkeypatch.setattr("swa.gates.REFERENCE_BYTES", 1)
+    (bounded,) = found("kl").models
+    assert kl.peak_bytes - bounded.peak_bytes == sum(sizes) - max(sizes)
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_has_an_estimate(planted: Planted, name: str) -> None:
     model = plan(planted.folder, num_threads=1)

@@ -14,6 +14,7 @@ from swa import cost
 from swa.cost import Work
 from swa.estimate import duration, measure_speed
 from swa.examples import Example
+from swa.gates import References
 from swa.memory import GIB
 from swa.model import Model
 from swa.policy import AttentionPolicy
@@ -221,8 +222,9 @@ def _memory(model: Model, base: Base, heldout: Iterable[Example]) -> int:
         max(example.prompt_len + example.answer_len for example in examples)
         for examples in (base.examples, heldout)
     )
+    references = References(model, base.examples).peak_bytes if base.objective == "kl" else 0
     return max(
         model.memory_required(evaluation),
         model.memory_required(calibration, "sweep", base.policy),
-        model.engine.weight_bytes + model.engine.gates_bytes(calibration, 2),
+        model.engine.weight_bytes + model.engine.gates_bytes(calibration, 2) + references,
     )
