@@ -153,7 +153,8 @@ def test_the_transfer_matrix(here, checkpoint, examples, capsys):
     assert rows == ["num", "num4", "words", "copy", "all"]
     assert Path("t.png").read_bytes().startswith(b"\x89PNG")
     command = ["transfer", checkpoint, *SCORE, "--layers", "1"]
-    domain = ["--domain", f"boxes={examples},{examples}"]
+    Path("heldout.jsonl").write_text(Path(examples).read_text().replace("box", "chest"))
+    domain = ["--domain", f"boxes={examples},heldout.jsonl"]
     assert main([*command, *domain, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found["layers"]) == ["boxes"]
@@ -161,5 +162,7 @@ def test_the_transfer_matrix(here, checkpoint, examples, capsys):
     assert main([*command, "--domain", f"boxes={examples}"]) == 2
     assert main([*command, *domain, "--prompt-tokens", "300"]) == 2
     capsys.readouterr()
+    assert main([*command, "--domain", f"boxes={examples},{examples}"]) == 2
+    assert "10 held-out examples of the domain 'boxes'" in capsys.readouterr().err
     assert main([*command, *domain, "--domain", "boxes=a,b"]) == 2
     assert "the name 'boxes' is given twice" in capsys.readouterr().err
