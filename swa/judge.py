@@ -6,10 +6,13 @@ import contextlib
 import json
 import os
 import re
+import threading
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotInTime
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import IO, Any
@@ -20,6 +23,9 @@ from swa.grading import Grading
 
 MAX_WAIT = 60.0  # seconds between two tries, whatever the server asks for
 MAX_RESPONSE = 2**20  # bytes
+MAX_DETAIL = 2**16  # bytes that are read of what a server says to an error
+_SHOWN_DETAIL = 500  # characters of them
+_TELLING = 4  # characters that begin a key, from which on they are hidden
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # statuses that may pass
 _RULE = "The reply is right if it agrees with a reference answer, in whatever words."
 
@@ -35,7 +41,7 @@ class EndpointJudge:
         model: the judge's name there.
         key_variable: environment variable that holds the key, for servers that want one. The key
             goes into the header of requests to this URL and nowhere else; redirects are refused.
-        timeout: seconds for one try.
+        timeout: seconds for one try, from looking up the host's name to the last byte.
         retries: tries after the first one, where a later one may help (no connection, too many
             requests, a server's error), after 1, 2, 4, ... seconds or what the server asks for.
         max_tokens: longest response.
@@ -123,12 +129,11 @@ class EndpointJudge:
         attempt = 0
         while True:
             try:
-                return says_yes(_content(self._response(request)))
+                return says_yes(_content(self._response(request, key)))
             except _Refused as error:
                 if attempt == self.retries or not error.may_pass:
                     tries = f" ({attempt + 1} tries)" if attempt else ""
-                    why = str(error).replace(key, "***") if key else str(error)
-                    raise JudgeError(f"the judge {self.name}{tries}: {why}") from error
+                    raise JudgeError(f"the judge {self.name}{tries}: {error}") from None
                 wait = self.backoff * 2**attempt if error.wait is None else error.wait
             time.sleep(min(wait, MAX_WAIT))
             attempt += 1
@@ -147,8 +152,28 @@ class EndpointJudge:
             )
         return key
 
-    def _response(self, request: urllib.request.Request) -> bytes:
-        """The body of a successful response. Raises _Refused."""
+    def _response(self, request: urllib.request.Request, key: str | None) -> bytes:
+        """The body of a successful response, without the key. Raises _Refused."""
+        answer: Future[bytes] = Future()
+        so_far = [_Refused("cannot be reached: timed out", may_pass=True)]
+
+        def ask() -> None:
+            try:
+                answer.set_result(self._ask(request, key, so_far))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        # Looking up a name, or headers that come byte by byte, outlast any timeout of a socket.
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            return answer.result(self.timeout)
+        except NotInTime:
+            raise so_far[-1] from None
+
+    def _ask(
+        self, request: urllib.request.Request, key: str | None, so_far: list[_Refused]
+    ) -> bytes:
+        """As `_response`, but for the time it takes; `so_far` gets a status that is an error."""
         deadline = time.monotonic() + self.timeout
         try:
             with _OPENER.open(request, timeout=self.timeout) as response:
@@ -161,25 +186,21 @@ class EndpointJudge:
                         raise TimeoutError("timed out")
                 if response.length:  # announced and not sent
                     raise ConnectionError("the response was cut off")
-                return body
+                return _without(key, body.decode("latin-1")).encode("latin-1")  # any bytes
         except urllib.error.HTTPError as error:
+            so_far.append(_of_status(error, b"", key))
             detail = b""
             # the except below does not see what is raised here; the status decides without it
             with error, contextlib.suppress(OSError, HTTPException):
-                while len(detail) < 500 and time.monotonic() < deadline:
-                    if not (chunk := error.read1(500 - len(detail))):
+                while len(detail) < MAX_DETAIL and time.monotonic() < deadline:
+                    if not (chunk := error.read1(MAX_DETAIL - len(detail))):
                         break
                     detail += chunk
-            text = " ".join(detail.decode("utf-8", "replace").split())
-            wait = error.headers.get("Retry-After", "")
-            raise _Refused(
-                f"HTTP status {error.code} ({error.reason}) {text}".strip(),
-                may_pass=error.code in _AGAIN,
-                wait=float(wait) if wait.isascii() and wait.isdigit() else None,
-            ) from error
+            raise _of_status(error, detail, key) from None
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", None) or str(error) or type(error).__name__
-            raise _Refused(f"cannot be reached: {reason}", may_pass=True) from error
+            why = f"cannot be reached: {_without(key, str(reason))}"
+            raise _Refused(why, may_pass=True) from None
 
 
 def judge_prompt(grading: Grading, reply: str) -> str:
@@ -200,11 +221,24 @@ def says_yes(verdict: str) -> bool:
 
 
 class _Refused(Exception):
-    """A try that failed."""
+    """A try that failed, told without the key."""
 
     def __init__(self, message: str, *, may_pass: bool, wait: float | None = None) -> None:
         self.may_pass, self.wait = may_pass, wait
         super().__init__(message)
+
+
+def _of_status(error: urllib.error.HTTPError, detail: bytes, key: str | None) -> _Refused:
+    """What an error says by its status, and in what was read of its body."""
+    # The key goes before anything is cut, so that no part of it is left.
+    text = _without(key, detail.decode("utf-8", "replace"))
+    text = " ".join(text.split())[:_SHOWN_DETAIL]
+    wait = error.headers.get("Retry-After", "")
+    return _Refused(
+        f"HTTP status {error.code} ({_without(key, error.reason)}) {text}".strip(),
+        may_pass=error.code in _AGAIN,
+        wait=float(wait) if wait.isascii() and wait.isdigit() else None,
+    )
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -219,12 +253,23 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
+def _without(key: str | None, text: str) -> str:
+    """The text with stars for the key, also for a beginning of it at the text's end."""
+    if not key:
+        return text
+    text = text.replace(key, "***")
+    for n in range(len(key) - 1, _TELLING - 1, -1):  # where reading stopped
+        if text.endswith(key[:n]):
+            return f"{text[:-n]}***"
+    return text
+
+
 def _content(body: bytes) -> str:
     """The text of the first choice. Raises _Refused."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise _Refused(f"not a chat completion: {brief(body)}", may_pass=False) from error
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise _Refused(f"not a chat completion: {brief(body)}", may_pass=False) from None
     if not isinstance(content, str) or not content.strip():
         raise _Refused("said nothing: a higher max_tokens may help", may_pass=False)
     return content

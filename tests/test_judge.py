@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -257,6 +258,27 @@ def test_what_will_not_pass_is_not_tried_again_and_keeps_the_key_secret(
     assert KEY not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        send(f"wrong key {KEY}".encode(), 401),
+        send(b"x" * 490 + f" {KEY}".encode(), 401),  # where the message is cut
+        send(KEY.encode() * 40 + b"x" * 490 + KEY.encode(), 401),  # gets shorter
+        send(f"{KEY[:-1]}".encode(), 401),  # where it was sent no further
+        send(b"x" * 50 + KEY.encode() + b"x" * 50),  # no chat completion
+        lambda handler: handler.wfile.write(f"{KEY}\r\n\r\n".encode()),  # no HTTP
+    ],
+    ids=["whole", "cut", "shrinks", "begun", "no json", "no http"],
+)
+def test_no_part_of_the_key_is_in_the_chain_of_errors(server, answer, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server.answers = [answer]
+    with pytest.raises(JudgeError) as caught:
+        judge(server, key_variable="JUDGE_KEY", retries=0)(GRADING, "x")
+    assert KEY[:5] not in "".join(traceback.format_exception(caught.value))
+    assert KEY[:5] not in repr((caught.value.__cause__, caught.value.__context__))
+
+
 def test_redirects_are_refused(server):
     server.answers = [send(b"", 302, Location=f"{server.url}/elsewhere")]
     with pytest.raises(JudgeError, match="status 302"):
@@ -293,6 +315,23 @@ def test_a_server_that_hangs_times_out(server, drip):
 
     with hanging(server, begin, drip), pytest.raises(JudgeError, match=r"2 tries.*timed out"):
         judge(server, timeout=0.2, retries=1)(GRADING, "x")
+
+
+def test_headers_that_drip_time_out(server):
+    """Each byte comes soon enough for a socket, all of them do not for a try."""
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Never: ")
+        ends = time.monotonic() + 3
+        while time.monotonic() < ends:
+            handler.wfile.write(b"x")
+            time.sleep(0.05)
+
+    server.answers = [drip]
+    started = time.monotonic()
+    with pytest.raises(JudgeError, match="timed out"):
+        judge(server, timeout=0.3, retries=0)(GRADING, "x")
+    assert time.monotonic() - started < 2
 
 
 def test_nobody_there():
