@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from swa import jsonio
@@ -241,12 +242,14 @@ def evaluate(
             `swa.judge.EndpointJudge`.
         progress: show a bar on stderr.
         journal: a file to which each example is added when done, under any policy: an evaluation
-            that was stopped goes on from it.
+            that was stopped goes on from it. It knows a judge by its attribute `name`, or as a
+            function of a module: a judge that has changed needs another name.
 
     Raises:
         ExampleError: no examples.
         ScoresError: an NLL is not finite; the journal is another model's, damaged or in use.
-        InputError: replies are to be judged without a judge; no room for a reply after a prompt.
+        InputError: replies are to be judged without a judge, or with a journal by one that has no
+            name to know it by; no room for a reply after a prompt.
         TokenizerError: replies are asked for and the model has no tokenizer.
         JudgeError: as the judge.
         PolicyError, InputError, MemoryError: as `Model.patch` and `Model.nll`.
@@ -255,6 +258,12 @@ def evaluate(
         raise ExampleError("there are no examples to evaluate on")
     subject = model if policy is None else model.patch(policy)
     gradings = _gradings(subject, examples, scorer, judge) if generate else [None] * len(examples)
+    judged = any(grading is not None and grading.scorer == JUDGED for grading in gradings)
+    if judged and journal is not None and not _has_name(judge):
+        raise InputError(
+            f"the journal could not tell this judge ({_judge_name(judge)}) from others: give it an"
+            " attribute name, or define it as a function of a module"
+        )
     subject.check_examples(examples)
     shown: Iterable[tuple[Example, Grading | None]] = zip(examples, gradings, strict=True)
     if progress:
@@ -271,7 +280,6 @@ def evaluate(
                 known[key] = found
                 opened.append({"key": key, **asdict(found)})
             measured.append(found)
-    judged = any(grading is not None and grading.scorer == JUDGED for grading in gradings)
     return Evaluation(
         nll_per_example=tuple(one.nll for one in measured),
         greedy_match_per_example=tuple(one.greedy_match for one in measured),
@@ -376,7 +384,19 @@ def _gradings(
 
 
 def _judge_name(judge: Judge | None) -> str:
-    return str(getattr(judge, "name", None) or getattr(judge, "__name__", type(judge).__name__))
+    if name := getattr(judge, "name", None):
+        return str(name)
+    named: Any = judge if hasattr(judge, "__qualname__") else type(judge)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _has_name(judge: Judge | None) -> bool:
+    """Whether no other judge should have the same `_judge_name`."""
+    if getattr(judge, "name", None):
+        return True
+    of_object = not isinstance(getattr(judge, "__self__", None), type | ModuleType | None)
+    qualname = getattr(judge, "__qualname__", "<none>")
+    return not of_object and "<" not in qualname  # <lambda>, <locals>
 
 
 def gap_closed(nll: float, *, full: float, sliding: float) -> float | None:

@@ -105,8 +105,9 @@ class EndpointJudge:
 
     @property
     def name(self) -> str:
-        """Model and host, for results."""
-        return f"{self.model} at {urllib.parse.urlsplit(self.url).hostname}"
+        """Model and endpoint (host, port and path), for results and journals."""
+        parts = urllib.parse.urlsplit(self.url)  # which holds neither user nor query
+        return f"{self.model} at {parts.netloc}{parts.path.rstrip('/')}"
 
     def __call__(self, grading: Grading, reply: str) -> bool:
         """Whether the judge takes the reply for right.

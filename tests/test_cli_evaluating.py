@@ -140,7 +140,7 @@ def test_judged_replies(here, checkpoint, capsys, monkeypatch):
     found = json.loads(capsys.readouterr().out)
     assert asked == [("https://host/v1", "m", "MY_KEY", found["replies"][0])]
     assert found["score"] == 1.0
-    assert found["judge"] == "m at host"
+    assert found["judge"] == "m at host/v1"
 
     def unreachable(self, grading, reply):
         raise JudgeError("the judge m at host: cannot be reached")

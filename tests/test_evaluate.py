@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,6 +136,52 @@ def test_judges(planted):
     assert evaluate(model, examples, generate=True, judge=Strict()).judge is None  # not asked
     with pytest.raises(swa.errors.InputError, match="give a judge"):
         evaluate(model, examples, generate=True, scorer="judge")
+
+
+class Liking:
+    """A judge that depends on what it likes."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self, grading: Grading, reply: str) -> bool:
+        return self.what in reply
+
+    judge = __call__
+
+    @staticmethod
+    def always(grading: Grading, reply: str) -> bool:
+        return True
+
+
+def likes_nothing(grading: Grading, reply: str, fondness: float = 0.0) -> float:
+    return fondness
+
+
+def test_a_journal_tells_judges_apart(planted, tmp_path):
+    model, examples, _ = planted
+    given = {"generate": True, "scorer": "judge", "journal": tmp_path / "j"}
+    for judge, score in ((likes_nothing, 0.0), (Liking.always, 1.0)):
+        for _ in range(2):
+            found = evaluate(model, examples[:1], judge=judge, **given)
+            assert (found.score, found.judge) == (score, f"{__name__}.{judge.__qualname__}")
+    lines = (tmp_path / "j").read_bytes()
+    nameless = [
+        lambda grading, reply: True,
+        partial(likes_nothing, fondness=1.0),
+        Liking("a"),
+        Liking("a").judge,
+    ]
+    for judge in nameless:
+        with pytest.raises(swa.errors.InputError, match="give it an attribute name"):
+            evaluate(model, examples[:1], judge=judge, **given)
+        assert evaluate(model, examples[:1], judge=judge, **(given | {"journal": None})).judge
+        evaluate(model, examples[:1], judge=judge, journal=tmp_path / "j")  # nothing to judge
+    named = partial(likes_nothing, fondness=0.5)
+    named.name = "fond"
+    found = evaluate(model, examples[:1], judge=named, **given)
+    assert (found.score, found.judge) == (0.5, "fond")
+    assert (tmp_path / "j").read_bytes().startswith(lines)
 
 
 def test_a_stopped_evaluation_goes_on(planted, tmp_path):

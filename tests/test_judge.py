@@ -97,7 +97,7 @@ def test_a_verdict(server, monkeypatch):
         "temperature": 0,
         "max_tokens": 7,
     }
-    assert asked.name == "referee-1 at 127.0.0.1"
+    assert asked.name == f"referee-1 at {server.url.removeprefix('http://')}"
     assert KEY not in repr(asked)
 
 
@@ -175,7 +175,7 @@ def test_it_waits_as_long_as_the_server_asks_or_doubles(server, monkeypatch):
 
 def test_it_gives_up(server):
     server.answers = [send(b"overloaded", 503)] * 3
-    with pytest.raises(JudgeError, match=r"referee-1 at 127\.0\.0\.1 \(3 tries\): HTTP status 503"):
+    with pytest.raises(JudgeError, match=r"referee-1 at 127.*/v1 \(3 tries\): HTTP status 503"):
         judge(server, retries=2)(GRADING, "x")
 
 
@@ -373,6 +373,18 @@ def test_nobody_there():
 def test_bad_settings(settings, message):
     with pytest.raises(InputError, match=message):
         EndpointJudge(**{"url": "https://host/v1", "model": "m", **settings})
+
+
+def test_judges_of_other_endpoints_have_other_names():
+    urls = ["http://h/v1", "http://h:80/v1", "http://h/v2", "http://g/v1", "http://[::1]:80"]
+    assert [EndpointJudge(url, "m").name for url in urls] == [
+        "m at h/v1",
+        "m at h:80/v1",
+        "m at h/v2",
+        "m at g/v1",
+        "m at [::1]:80",
+    ]
+    assert EndpointJudge("http://h/v1/", "m").name == "m at h/v1"  # asks the same
 
 
 @pytest.mark.parametrize(
