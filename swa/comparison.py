@@ -355,19 +355,18 @@ def compare(
     """
     from swa import suites
 
-    if not policies:
-        raise InputError("there are no policies to compare")
-    chosen = {
-        name: policy.policy if isinstance(policy, Selection) else policy
-        for name, policy in policies.items()
-    }
-    baseline = next(iter(chosen)) if baseline is None else baseline
-    if ends:
-        chosen = with_ends(chosen)
-    if baseline not in chosen:
-        raise InputError(
-            f"there is no {baseline!r} to compare with: choose from {', '.join(chosen)}"
-        )
+    chosen = check(
+        model,
+        policies,
+        examples,
+        baseline=baseline,
+        ends=ends,
+        suite=suite,
+        generate=generate,
+        scorer=scorer,
+        judge=judge,
+        journal=journal,
+    )
     full = model if model.policy is None else replace(model, policy=None)
     evaluations = {}
     for name, policy in chosen.items():
@@ -384,7 +383,49 @@ def compare(
             progress=progress,
             journal=journal,
         )
-    return Comparison(evaluations, baseline, seed=seed)
+    return Comparison(
+        evaluations, next(iter(policies)) if baseline is None else baseline, seed=seed
+    )
+
+
+def check(
+    model: Model,
+    policies: Mapping[str, AttentionPolicy | Selection | None],
+    examples: Sequence[Example],
+    *,
+    baseline: str | None = None,
+    ends: bool = True,
+    suite: str | None = None,
+    generate: bool = False,
+    scorer: str | None = None,
+    judge: Judge | None = None,
+    journal: str | os.PathLike[str] | None = None,
+) -> dict[str, AttentionPolicy | None]:
+    """What `compare` evaluates, by name.
+
+    Raises what it would for these arguments, before anything has run.
+    """
+    from swa import suites
+
+    if not policies:
+        raise InputError("there are no policies to compare")
+    chosen = {
+        name: policy.policy if isinstance(policy, Selection) else policy
+        for name, policy in policies.items()
+    }
+    if ends:
+        chosen = with_ends(chosen)
+    if baseline is not None and baseline not in chosen:
+        raise InputError(
+            f"there is no {baseline!r} to compare with: choose from {', '.join(chosen)}"
+        )
+    for policy in chosen.values():
+        if policy is not None:
+            model.patch(policy)  # refuses another model's
+    suites.check(
+        suite, model, examples, generate=generate, scorer=scorer, judge=judge, journal=journal
+    )
+    return chosen
 
 
 def with_ends(

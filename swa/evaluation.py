@@ -254,17 +254,10 @@ def evaluate(
         JudgeError: as the judge.
         PolicyError, InputError, MemoryError: as `Model.patch` and `Model.nll`.
     """
-    if not examples:
-        raise ExampleError("there are no examples to evaluate on")
     subject = model if policy is None else model.patch(policy)
-    gradings = _gradings(subject, examples, scorer, judge) if generate else [None] * len(examples)
-    judged = any(grading is not None and grading.scorer == JUDGED for grading in gradings)
-    if judged and journal is not None and not _has_name(judge):
-        raise InputError(
-            f"the journal could not tell this judge ({_judge_name(judge)}) from others: give it an"
-            " attribute name, or define it as a function of a module"
-        )
-    subject.check_examples(examples)
+    gradings = check(
+        subject, examples, generate=generate, scorer=scorer, judge=judge, journal=journal
+    )
     shown: Iterable[tuple[Example, Grading | None]] = zip(examples, gradings, strict=True)
     if progress:
         from tqdm import tqdm
@@ -280,6 +273,7 @@ def evaluate(
                 known[key] = found
                 opened.append({"key": key, **asdict(found)})
             measured.append(found)
+    judged = any(grading is not None and grading.scorer == JUDGED for grading in gradings)
     return Evaluation(
         nll_per_example=tuple(one.nll for one in measured),
         greedy_match_per_example=tuple(one.greedy_match for one in measured),
@@ -294,6 +288,32 @@ def evaluate(
         judge=_judge_name(judge) if judged else None,
         units=_units(examples),
     )
+
+
+def check(
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    generate: bool = False,
+    scorer: str | None = None,
+    judge: Judge | None = None,
+    journal: str | os.PathLike[str] | None = None,
+) -> Sequence[Grading | None]:
+    """How each reply is scored, where there are any.
+
+    Raises what `evaluate` would for these arguments, before anything has run.
+    """
+    if not examples:
+        raise ExampleError("there are no examples to evaluate on")
+    gradings = _gradings(model, examples, scorer, judge) if generate else [None] * len(examples)
+    judged = any(grading is not None and grading.scorer == JUDGED for grading in gradings)
+    if judged and journal is not None and not _has_name(judge):
+        raise InputError(
+            f"the journal could not tell this judge ({_judge_name(judge)}) from others: give it an"
+            " attribute name, or define it as a function of a module"
+        )
+    model.check_examples(examples)
+    return gradings
 
 
 @dataclass(frozen=True)
@@ -359,7 +379,7 @@ def _units(examples: Sequence[Example]) -> tuple[int, ...] | None:
 def _gradings(
     model: Model, examples: Sequence[Example], scorer: str | None, judge: Judge | None
 ) -> list[Grading]:
-    """How each reply is scored. Refuses what would fail later, before anything has run."""
+    """How each reply is scored. Refuses what would fail later."""
     _ = model.tokenizer  # replies are texts: refuse now if there can be none
     gradings = []
     for index, example in enumerate(examples):

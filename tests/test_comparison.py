@@ -407,6 +407,36 @@ def test_swa_compare_of_strategies(here, checkpoint, capsys):
     assert "selecting by first_order" in captured.err
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--suite perplexity --lengths 99 --generate", "no replies to generate"),
+        ("--suite perplexity --lengths 99 --journal j", "keeps no journal"),
+        ("--suite longmemeval --file l.jsonl --generate", "give a judge"),
+        ("--examples e.jsonl --generate --scorer judge", "give a judge"),
+        ("--examples e.jsonl --generate --scorer regex", "not a regular expression"),
+        ("--examples e.jsonl --policy 'full attention=one.json'", "the name of another policy"),
+        ("--examples e.jsonl --policy 'all sliding=one.json'", "the name of another policy"),
+        ("--examples e.jsonl --policy none=none.json --baseline 'all sliding'", "choose from"),
+        ("--examples e.jsonl --policy nine=nine.json", "9 layers"),
+        ("--examples e.jsonl --journal one.json", "not a journal"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_search(
+    here, checkpoint, capsys, monkeypatch, options, says
+):
+    monkeypatch.setattr("swa.selection.select", lambda *_, **__: pytest.fail("it searched"))
+    Path("e.jsonl").write_text(json.dumps({"prompt": "one", "answer": "(7"}))
+    entry = {"prompt": "Who?", "question": "Who?", "answer": "Ann", "question_type": "x"}
+    Path("l.jsonl").write_text(json.dumps(entry))
+    POLICY.with_full_layers([], 4).save("none.json")
+    POLICY.with_full_layers([1], 9).save("nine.json")
+    run = ["compare", checkpoint, *RUN, "--strategy", "first", "--sliding-window", "16"]
+    run += ["--layers", "1", "--calibration", "e.jsonl"]
+    assert main([*run, *shlex.split(options)]) in (1, 2)
+    assert says in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_swa_compare_goes_on_with_searches(here, checkpoint, capsys):
     """Both journals hold what was done; the same command ends in the same result."""
     line = {"prompt_ids": list(range(60)), "answer_ids": [7, 9]}

@@ -152,6 +152,7 @@ def compare(
     held out. From five examples a task on, its intervals are to be trusted.
     """
     from swa import comparison
+    from swa.journal import open_journal
     from swa.policy import AttentionPolicy
 
     check_outputs(report, journal, plot=plot)
@@ -209,7 +210,22 @@ def compare(
             model, dtype, threads, revision, local_files_only, tokenizer, max_position_embeddings
         )
         used = source.read(loaded)
-        loaded.check_examples(used)  # before anything is searched for
+        # Before anything is searched for, with policies in the place of those to be found.
+        expected = choose.expected(loaded) if choose else {}
+        comparison.check(
+            loaded,
+            policies | expected,
+            used,
+            baseline=baseline,
+            ends=ends,
+            suite=suite,
+            generate=generate,
+            scorer=scorer,
+            judge=judge,
+            journal=journal,
+        )
+        with open_journal(journal, loaded, "evaluation"):
+            pass  # refuses another run's
         with going_on_from(journal):
             if choose:
                 policies |= choose.policies(loaded, journal)
@@ -254,6 +270,13 @@ class _Choice:
     budget: Budget
     policy: AttentionPolicy
     seed: int
+
+    def expected(self, model: Model) -> dict[str, AttentionPolicy]:
+        """Policies like those that will be found, by name: with full layers, whichever they are."""
+        some = self.policy.with_full_layers(
+            model.selectable_layers[:1], model.config.num_hidden_layers
+        )
+        return dict.fromkeys(self.strategies, some)
 
     def policies(self, model: Model, journal: Path | None) -> dict[str, AttentionPolicy]:
         """What each strategy selects, by its name; the searches' journal lies beside `journal`."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from swa.errors import InputError
 from swa.evaluation import Evaluation
+from swa.evaluation import check as check_answers
 from swa.evaluation import evaluate as evaluate_answers
 from swa.examples import Example
 from swa.grading import Judge
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from swa.model import Model
 
-__all__ = ["SUITES", "Request", "Suite", "evaluate", "examples", "find_suite"]
+__all__ = ["SUITES", "Request", "Suite", "check", "evaluate", "examples", "find_suite"]
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,7 @@ def evaluate(
     Raises as `swa.evaluate`, and InputError: no such suite, or replies, or a journal, of one that
     has none.
     """
-    if suite is not None and not find_suite(suite).replies:
-        if generate:
-            raise InputError(f"suite {suite!r} asks nothing, so there are no replies to generate")
-        if journal is not None:
-            raise InputError(f"suite {suite!r} keeps no journal")
+    if not _has_answers(suite, generate, journal):
         return positions.evaluate(model, examples, policy=policy, progress=progress)
     return evaluate_answers(
         model,
@@ -144,6 +141,36 @@ def evaluate(
         progress=progress,
         journal=journal,
     )
+
+
+def check(
+    suite: str | None,
+    model: Model,
+    examples: Sequence[Example],
+    *,
+    generate: bool = False,
+    scorer: str | None = None,
+    judge: Judge | None = None,
+    journal: str | os.PathLike[str] | None = None,
+) -> None:
+    """Raise what `evaluate` would for these arguments, before anything has run."""
+    if _has_answers(suite, generate, journal):
+        check_answers(
+            model, examples, generate=generate, scorer=scorer, judge=judge, journal=journal
+        )
+    else:
+        model.check_examples(examples)
+
+
+def _has_answers(suite: str | None, generate: bool, journal: str | os.PathLike[str] | None) -> bool:
+    """Whether answers are measured. Raises InputError: they are not, and more was asked for."""
+    if suite is None or find_suite(suite).replies:
+        return True
+    if generate:
+        raise InputError(f"suite {suite!r} asks nothing, so there are no replies to generate")
+    if journal is not None:
+        raise InputError(f"suite {suite!r} keeps no journal")
+    return False
 
 
 def find_suite(name: str) -> Suite:
