@@ -237,6 +237,35 @@ def test_entries_too_long_are_left_out_and_counted(tokenizer, tmp_path):
         examples("babilong", tokenizer, files=[path], lengths=[shortest - 1])
 
 
+def test_what_is_too_long_does_not_count(tokenizer, tmp_path, monkeypatch):
+    """And once there are enough, no prompt is tokenized any more."""
+    long = FACTS[0] | {"input": FACTS[0]["input"] * 50}
+    facts = write(tmp_path / "qa1.json", [long, *FACTS, *FACTS], "json")
+    chat = {"prompt": "Who?", "question": "Who?", "question_type": "a"}
+    chats = [
+        chat | {"prompt": "Long story. " * 400, "answer": "Eve"},
+        chat | {"answer": "Ann"},
+        chat | {"answer": "Bob", "question_type": "b"},
+        *[chat | {"answer": "Tom"}] * 5,
+    ]
+    chats = write(tmp_path / "l.json", chats, "json")
+    asked = []
+    encode = swa.suites.request.encode_request
+    monkeypatch.setattr(
+        "swa.suites.request.encode_request", lambda *a: asked.append(a) or encode(*a)
+    )
+    for suite, path, longest, answers in (
+        ("babilong", facts, 300, [" garden"]),
+        ("longmemeval", chats, 600, ["Ann", "Bob"]),
+    ):
+        wanted = {"files": [path], "lengths": [longest], "examples_per_task": 1}
+        asked.clear()
+        with pytest.warns(SwaWarning, match=f"1 of {1 + len(answers)} entries left out"):
+            made = examples(suite, tokenizer, **wanted)
+        assert [tokenizer.decode(e.answer_ids) for e in made] == answers
+        assert len(asked) == 1 + len(answers)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from swa.errors import ExampleError
@@ -57,8 +58,9 @@ def examples(request: Request) -> list[Example]:
 
     Which task a file is of ("qa1" to "qa20") stands in its name or its folder's, as published; if
     not, give it as the request's only task. `lengths` leaves out entries whose prompt and reply
-    have more tokens than the largest of them. The instruction is ours; scoring is as published:
-    the first sentence of the reply must name the target and no other possible answer.
+    have more tokens than the largest of them; `examples_per_task` is of those that are left of a
+    file. The instruction is ours; scoring is as published: the first sentence of the reply must
+    name the target and no other possible answer.
 
     Warns:
         SwaWarning: entries were left out, since they are too long.
@@ -69,19 +71,17 @@ def examples(request: Request) -> list[Example]:
     """
     request.refuse("BABILong", "depths")
     wanted = request.choose_tasks(TASKS, TASKS)
-    made, found = [], set()
-    for path in request.required_files("BABILong"):
-        task = _task(path, request)
-        if task not in wanted:
-            continue
-        found.add(task)
-        label = _label(path)
-        for index, entry in enumerate(read_entries(path)[: request.examples_per_task]):
-            made.append(_example(entry, task, label, index, request))
-    missing = [task for task in request.tasks or () if task not in found]
-    if missing or not made:
+    of_task = {path: _task(path, request) for path in request.required_files("BABILong")}
+    used = {path: task for path, task in of_task.items() if task in wanted}
+    missing = [task for task in request.tasks or () if task not in used.values()]
+    if missing or not used:
         raise ExampleError(f"none of the files is of {', '.join(missing or wanted)}")
-    return keep_short_enough(made, request)
+    entries = (
+        (path, partial(_example, entry, task, _label(path), index, request))
+        for path, task in used.items()
+        for index, entry in enumerate(read_entries(path))
+    )
+    return keep_short_enough(entries, request)
 
 
 def _example(entry: Entry, task: str, label: str, index: int, request: Request) -> Example:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from swa.errors import ExampleError
 from swa.examples import Example
@@ -49,7 +51,7 @@ def examples(request: Request) -> list[Example]:
     content alone: the marks of what has the answer stay out), then date and question. Tasks are the
     types of questions; those that cannot be answered are the task "abstention", whatever their
     type. Replies are for a judge. `lengths` leaves out entries whose prompt and reply have more
-    tokens than the largest of them.
+    tokens than the largest of them; `examples_per_task` is of those that are left.
 
     Warns:
         SwaWarning: entries were left out, since they are too long.
@@ -58,21 +60,22 @@ def examples(request: Request) -> list[Example]:
         ExampleError: no files; an entry that is malformed; no entry of a task; all left out.
         OSError: a file cannot be read.
     """
-    taken: dict[str, int] = {}
-    made = []
     request.refuse("LongMemEval", "depths")
+    return keep_short_enough(_entries(request), request)
+
+
+def _entries(request: Request) -> Iterator[tuple[str, Callable[[], Example]]]:
+    """The task of each entry, and what makes its example."""
+    found = set()
     for path in request.required_files("LongMemEval"):
         for entry in read_entries(path):
             task = _task(entry)
-            if request.tasks is not None and task not in request.tasks:
-                continue
-            taken[task] = taken.get(task, 0) + 1
-            if request.examples_per_task is None or taken[task] <= request.examples_per_task:
-                made.append(_example(entry, task, request))
+            if request.tasks is None or task in request.tasks:
+                found.add(task)
+                yield task, partial(_example, entry, task, request)
     for task in request.tasks or ():
-        if task not in taken:
+        if task not in found:
             raise ExampleError(f"the files have no entry of task {task!r}")
-    return keep_short_enough(made, request)
 
 
 def _task(entry: Entry) -> str:

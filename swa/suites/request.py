@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Request:
     depths: tuple[float, ...] | None = None
     """Of a needle, from 0 (where the text begins) to 1."""
     examples_per_task: int | None = None
-    """At each length; None: one, or all there are in a file."""
+    """At each length; None: one, or all there are in a file. What is left out does not count."""
     seed: int = 0
     split: Split = "heldout"
     """What is generated for one split shares neither text nor needles with the other's."""
@@ -95,24 +96,40 @@ class Made(NamedTuple):
     question: str
 
 
-def keep_short_enough(examples: Sequence[Example], request: Request) -> list[Example]:
-    """Those whose prompt and longest reply have at most the largest length's tokens.
+def keep_short_enough(
+    entries: Iterable[tuple[Hashable, Callable[[], Example]]], request: Request
+) -> list[Example]:
+    """The examples whose prompt and longest reply have at most the largest length's tokens.
+
+    Args:
+        entries: what an example is counted with, and a function that makes it. It is not called
+            once there are `examples_per_task` of these, as that may take long.
 
     Warns SwaWarning: some were left out. Raises ExampleError: all were.
     """
-    if request.lengths is None:
-        return list(examples)
-    longest = max(request.lengths)
-    kept = [e for e in examples if e.prompt_len + _reply_len(e) <= longest]
-    n_left_out = len(examples) - len(kept)
-    if not kept:
-        shortest = min(e.prompt_len + _reply_len(e) for e in examples)
+    longest = None if request.lengths is None else max(request.lengths)
+    kept: list[Example] = []
+    left_out: list[int] = []
+    counts: Counter[Hashable] = Counter()
+    for group, make in entries:
+        if counts[group] == request.examples_per_task:
+            continue
+        example = make()
+        n_tokens = example.prompt_len + _reply_len(example)
+        if longest is not None and n_tokens > longest:
+            left_out.append(n_tokens)
+        else:
+            counts[group] += 1
+            kept.append(example)
+    if left_out and not kept:
         raise ExampleError(
-            f"no entry has at most {longest} tokens with its reply: the shortest has {shortest}"
+            f"no entry has at most {longest} tokens with its reply: the shortest has"
+            f" {min(left_out)}"
         )
-    if n_left_out:
+    if left_out:
         warnings.warn(
-            f"{n_left_out} of {len(examples)} entries left out: longer than {longest} tokens",
+            f"{len(left_out)} of {len(left_out) + len(kept)} entries left out: longer than"
+            f" {longest} tokens",
             SwaWarning,
             stacklevel=2,
         )
