@@ -261,12 +261,14 @@ def test_the_splits_share_no_question_and_no_document(tokenizer, files):
         assert not calibration & heldout
 
 
-def test_a_file_adds_its_task(tokenizer, files):
+def test_a_file_adds_its_task(tokenizer, files, tmp_path):
     made = examples("ruler", tokenizer, files=files.values(), lengths=[LENGTH])
     assert [e.task.split()[0] for e in made] == [*ruler.SYNTHETIC, "qa_1", "qa_2"]
     assert [e.unit for e in made] == [None] * len(ruler.SYNTHETIC) + ["qa_1 0", "qa_2 0"]
-    with pytest.raises(ExampleError, match=r"squad\.json and .*squad\.json are both for qa_1"):
-        examples("ruler", tokenizer, files=[files["squad"]] * 2, lengths=[LENGTH])
+    other = tmp_path / "other.json"
+    other.write_bytes(files["squad"].read_bytes())
+    with pytest.raises(ExampleError, match=r"squad\.json and .*other\.json are both for qa_1"):
+        examples("ruler", tokenizer, files=[files["squad"], other], lengths=[LENGTH])
 
 
 @pytest.mark.parametrize(

@@ -430,6 +430,16 @@ def test_suites_of_files_need_them(tokenizer, suite):
         examples(suite, tokenizer)
 
 
+@pytest.mark.parametrize("suite", ["babilong", "longmemeval", "perplexity"])
+def test_a_file_given_twice_is_refused(tokenizer, tmp_path, monkeypatch, suite):
+    path = write(tmp_path / "qa1.json", FACTS, "json")
+    (tmp_path / "link.json").symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    for again in (path, "qa1.json", "link.json"):
+        with pytest.raises(ExampleError, match="files must be different ones"):
+            examples(suite, tokenizer, files=[path, again])
+
+
 # ---- perplexity by position
 
 

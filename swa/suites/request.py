@@ -53,6 +53,8 @@ class Request:
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) != len(values)):
                 raise ExampleError(f"{name} must be different ones, at least one: {list(values)}")
+        if len({path.resolve() for path in self.files}) != len(self.files):
+            raise ExampleError(f"files must be different ones: {[*map(str, self.files)]}")
         if self.examples_per_task is not None and self.examples_per_task < 1:
             raise ExampleError(
                 f"examples_per_task is {self.examples_per_task}: at least 1 is needed"
