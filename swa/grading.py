@@ -115,14 +115,21 @@ def _only_choice(grading: Grading, reply: str) -> float:
     """Whether the first sentence names the references and no other choice (as BABILong scores).
 
     What the question names may be repeated; what a model makes up after its answer does not count.
+    Unlike in the published code, neither does a choice that is only a part of another one that is
+    named: "one" in "none", say, for which no reply "none" could be right there.
     """
     sentence = re.split(r"\.|<context>|<example>", reply.casefold(), maxsplit=1)[0]
     question = grading.question.casefold()
-    named = {
-        choice.casefold()
-        for choice in (*grading.choices, *grading.references)
-        if choice.casefold() in sentence and choice.casefold() not in question
-    }
+    choices = {choice.casefold() for choice in (*grading.choices, *grading.references)}
+
+    def is_named(choice: str) -> bool:
+        rest = sentence
+        for longer in sorted(choices, key=len, reverse=True):
+            if choice in longer and choice != longer:
+                rest = rest.replace(longer, "\n")
+        return choice in rest and choice not in question
+
+    named = set(filter(is_named, choices))
     return float(named == {reference.casefold() for reference in grading.references})
 
 

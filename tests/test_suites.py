@@ -226,6 +226,18 @@ def test_babilong_lists(tokenizer, tmp_path):
     assert score_reply(example.grading, "apple") == 0
 
 
+def test_babilong_none_is_not_one(tokenizer, tmp_path):
+    question = "How many objects is Mary carrying?"
+    entries = [FACTS[0] | {"question": question, "target": target} for target in ("none", "one")]
+    path = write(tmp_path / "qa7.json", entries, "json")
+    none, one = (example.grading for example in examples("babilong", tokenizer, files=[path]))
+    assert score_reply(none, "None. There is one") == 1
+    assert score_reply(one, "one") == 1
+    for reply in ("none or one", "one, if not none", "two"):
+        assert score_reply(none, reply) == score_reply(one, reply) == 0
+    assert score_reply(one, "none") == score_reply(none, "one") == 0
+
+
 def test_entries_too_long_are_left_out_and_counted(tokenizer, tmp_path):
     long = FACTS[0] | {"input": FACTS[0]["input"] * 50}
     path = write(tmp_path / "qa1.json", [FACTS[0], long, FACTS[1]], "json")

@@ -60,7 +60,7 @@ def examples(request: Request) -> list[Example]:
     not, give it as the request's only task. `lengths` leaves out entries whose prompt and reply
     have more tokens than the largest of them; `examples_per_task` is of those that are left of a
     file. The instruction is ours; scoring is as published: the first sentence of the reply must
-    name the target and no other possible answer.
+    name the target and no other possible answer (but "none" does not name "one").
 
     Warns:
         SwaWarning: entries were left out, since they are too long.
