@@ -13,7 +13,8 @@ from text_tokenizers import CHATML, text_tokenizer
 
 from swa.errors import ExampleError
 from swa.examples import Example
-from swa.suites import examples, ruler
+from swa.suites import Request, examples, ruler, word_lists
+from swa.tasks import Draw
 from swa.tokenizer import Tokenizer
 
 LENGTH = 1536
@@ -137,6 +138,18 @@ def test_a_haystack_of_ones_own(tokenizer):
     assert solve("cwe", tokenizer.decode(made[1].prompt_ids, skip_special_tokens=True)) == set(
         made[1].grading.references
     )
+
+
+def test_words_of_a_haystack_run_out(tokenizer):
+    words = {"tasks": ["cwe"], "haystack": "天地玄黄. 宇宙洪荒. " * 40, "lengths": [10**5]}
+    with pytest.raises(ExampleError, match="give a haystack of more words"):
+        examples("ruler", tokenizer, **words)
+    draw = Draw("x")
+    own = word_lists._words("heldout", words["haystack"])
+    request = Request(tokenizer, haystack=words["haystack"])
+    assert len(set(word_lists._different_words(request, draw, len(own) ** 2))) == len(own) ** 2
+    with pytest.raises(ExampleError, match=f"takes {len(own) ** 2 + 1} different words"):
+        word_lists._different_words(request, draw, len(own) ** 2 + 1)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import count, pairwise
 
+from swa.errors import ExampleError
 from swa.haystack import SPLITS, Split, read_haystack
 from swa.suites.request import Made, Request, fit
 from swa.tasks import ADJECTIVES, NOUNS, Draw, split_reply
@@ -113,9 +114,18 @@ def _enumerated(words: Sequence[str]) -> str:
 
 
 def _different_words(request: Request, draw: Draw, n: int) -> list[str]:
-    """`n` different words, of the split's own half of the haystack's; pairs once they run out."""
+    """`n` different words, of the split's own half of the haystack's; pairs once they run out.
+
+    Raises ExampleError: these run out, too.
+    """
     source = request.haystack
     own = _shipped_words(request.split) if source is None else _words(request.split, source)
+    if n > len(own) ** 2:  # single ones, and ordered pairs of different ones
+        raise ExampleError(
+            f"task 'cwe' takes {n} different words at this length, and the {len(own)} of the"
+            f" haystack's {request.split} part make {len(own) ** 2} with their pairs: give a"
+            " haystack of more words (of 4 to 10 letters each), or a shorter length"
+        )
     words = draw.sample(own, len(own))[:n]
     known = set(words)
     while len(words) < n:
