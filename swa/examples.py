@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from swa import jsonio
 from swa.errors import ExampleError, InputError, SwaWarning, TokenizerError
 from swa.files import write_text
-from swa.grading import Grading
+from swa.grading import Grading, refuse_surrogates
 from swa.haystack import Split, read_haystack
 from swa.tasks import TASKS, Draw, build
 from swa.tokenizer import Messages, Tokenizer, is_chat
@@ -54,6 +54,7 @@ class Example:
             raise ExampleError(f"grading must be a Grading or None, not {self.grading!r}")
         if not isinstance(self.unit, str | None) or self.unit == "":
             raise ExampleError(f"unit must be text that is not empty, or None, not {self.unit!r}")
+        refuse_surrogates(self.unit or "", "unit")
 
     @property
     def prompt_len(self) -> int:

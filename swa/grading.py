@@ -43,6 +43,7 @@ class Grading:
         for name in ("question", "criterion"):
             if not isinstance(getattr(self, name), str):
                 raise ExampleError(f"{name} must be text, not {getattr(self, name)!r}")
+            refuse_surrogates(getattr(self, name), name)
         if self.scorer == "regex":
             for pattern in self.references:
                 _compiled(pattern)
@@ -159,6 +160,11 @@ def _texts(values: object, name: str) -> tuple[str, ...]:
     for value in values:
         if not isinstance(value, str) or not value.strip():
             raise ExampleError(f"{name} must be texts that are not empty, not {value!r}")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise ExampleError(f"{name} must be valid Unicode, not {value!r}")
+        refuse_surrogates(value, name)
     return tuple(values)
+
+
+def refuse_surrogates(text: str, name: str) -> None:
+    """Raise ExampleError for half a character, which UTF-8 cannot write."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ExampleError(f"{name} must be valid Unicode, not {text!r}")

@@ -204,6 +204,11 @@ def test_many_repeats_are_cut_short(tmp_path: Path) -> None:
         ({"prompt": [{"role": "user"}], "answer": "a"}, "prompt: the chat template fails"),
         ('{"prompt": "\\ud800", "answer": "a"}', "prompt: .* valid Unicode"),
         ('{"prompt": "a", "answer": "\\udfff"}', "answer: .* valid Unicode"),
+        *[
+            (GOOD | {"grading": {"references": ["a"], name: "\ud800"}}, f"{name} must be valid")
+            for name in ("question", "criterion")
+        ],
+        (GOOD | {"unit": "\udfff"}, "unit must be valid Unicode"),
         (GOOD | {"task": ""}, "task must be printable text"),
         (GOOD | {"task": 5}, "task must be printable text"),
         (GOOD | {"task": "a\nb"}, "task must be printable text"),
