@@ -55,7 +55,7 @@ def render(comparison: Comparison, *, title: str | None = None) -> str:
 
 
 def _figures(comparison: Comparison) -> list[dict[str, str]]:
-    """The ends, and the best of what is between."""
+    """What every policy reaches: its NLL, the share of the gap it closes, its replies."""
     figures = []
     for name, evaluation in comparison.evaluations.items():
         share = comparison.gap_closed(name)
