@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from swa.budget import Budget
@@ -17,6 +17,7 @@ from swa.pages import nice_ticks, render_page, shorten
 from swa.policy import AttentionPolicy, format_layers
 from swa.stability import selection_stability
 from swa.strategies import STRATEGIES, Move
+from swa.windows import chosen_among
 
 if TYPE_CHECKING:
     from swa.selection import Selection
@@ -136,12 +137,18 @@ def _repeat(
     if isinstance(selection, AttentionPolicy | None) or search is None:
         if chosen:
             lines.append(f"swa select scores.json --layers {len(chosen)}")
-    elif selection.strategy.partition(":")[0] not in STRATEGIES:
+        return "\n".join(lines)
+    windows = chosen_among(selection.strategy)
+    if not windows and selection.strategy.partition(":")[0] not in STRATEGIES:
         lines.append(f"# then, in Python: swa.select by {selection.strategy}")
     else:
         words = ["swa", "select", search.model_name, "--examples", "EXAMPLES.jsonl"]
-        words += _policy_words(search.policy)
-        words += ["--strategy", selection.strategy, "--objective", search.objective]
+        if windows:  # the policy has what was chosen: a window for each layer
+            words += _policy_words(replace(search.policy, sliding_window=windows[0]))
+            words += ["--windows", ",".join(map(str, windows[1:]))]
+        else:
+            words += [*_policy_words(search.policy), "--strategy", selection.strategy]
+        words += ["--objective", search.objective]
         for name, value in selection.budget.to_dict().items():
             words += [BUDGET_OPTIONS[name], str(value)]
         if selection.scores is not None:

@@ -23,7 +23,7 @@ from swa.search import SEARCH, Search
 from swa.strategies import Move, Plain, Strategy, describe, propose, resolve
 from swa.strategies.fewest import fewest
 from swa.strategies.joint import FIRST_ORDER
-from swa.windows import MixtureProblem, choose_windows
+from swa.windows import MixtureProblem, choose_windows, name_of
 
 if TYPE_CHECKING:
     from swa.examples import Example
@@ -323,8 +323,7 @@ def _with_windows(
         )
         found = choose_windows(problem, budget, seed)
         search = _record(problem, found.policy, None, found.losses, found.trace)
-    name = f"windows {', '.join(map(str, problem.windows[:-1]))}"
-    return Selection(found.layers, budget, None, search, name)
+    return Selection(found.layers, budget, None, search, name_of(problem.windows[:-1]))
 
 
 def _record(

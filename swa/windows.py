@@ -10,6 +10,7 @@ too), and the exact loss decides.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -303,6 +304,18 @@ def _prices(problem: MixtureProblem, budget: Budget) -> tuple[F64, float]:
             choice[layer] = c
             table[layer, c] = price(*problem.split(tuple(choice))) - smallest
     return table, limit - smallest
+
+
+def name_of(windows: Sequence[int]) -> str:
+    """What a selection among these windows has in the place of a strategy's name."""
+    return f"windows {', '.join(map(str, windows))}"
+
+
+def chosen_among(strategy: str) -> tuple[int, ...]:
+    """The windows, ascending, that `name_of` named; none if it is the name of a strategy."""
+    if not re.fullmatch(r"windows [0-9]+(, [0-9]+)+", strategy):
+        return ()
+    return tuple(map(int, strategy.removeprefix("windows ").split(", ")))
 
 
 def _checked_windows(policy: AttentionPolicy, windows: Sequence[int]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import itertools
 import re
 import shlex
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -345,6 +346,25 @@ def test_a_search_is_told_with_its_losses_and_its_command():
         chosen = swa.select(model, examples, SEARCHED, swa.Budget(2), strategy=strategy)
         assert says in render(scores, chosen)
     assert "How the layers were searched for" not in render(scores, chosen.policy)
+
+
+def test_a_choice_among_windows_is_repeated_by_its_command(tiny, tmp_path, monkeypatch):
+    model = swa.load(tiny(), dtype="float32", num_threads=1)
+    examples = make_examples(2, prompt_len=60)
+    policy = AttentionPolicy(8, num_sink_tokens=2)
+    budget = swa.Budget(prefill_flops=0.98, prompt_tokens=60)
+    chosen = swa.select(model, examples, policy, budget, windows=[32, 16])
+    html = render(score_layers(model, examples, policy), chosen)
+    (command,) = (text for text in Page(html).texts if "--windows" in text)
+    words = shlex.split(command[command.index("swa select") :])
+    assert words[words.index("--windows") + 1] == "16,32"
+    assert "--strategy" not in words
+    monkeypatch.chdir(Path(model.source).parent)
+    swa.examples.write_jsonl(tmp_path / "e.jsonl", examples)
+    words[words.index("EXAMPLES.jsonl")] = str(tmp_path / "e.jsonl")
+    out = tmp_path / "policy.json"
+    assert main([*words[1:], "--threads", "1", "--out", str(out)]) == 0
+    assert AttentionPolicy.load(out) == chosen.policy
 
 
 def test_a_policy_file_with_a_search_tells_of_it(tmp_path, monkeypatch, capsys):
