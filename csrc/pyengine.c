@@ -5,12 +5,13 @@
 
 /* ---- construction ------------------------------------------------------------------------------------------- */
 
+/* A new reference: converting a value may run code that takes it out of the config. */
 static PyObject *config_value(PyObject *config, const char *key)
 {
     PyObject *value = PyDict_GetItemString(config, key);
     if (!value)
         PyErr_Format(PyExc_ValueError, "the config has no %s", key);
-    return value;
+    return Py_XNewRef(value);
 }
 
 static bool read_size(PyObject *config, const char *key, int64_t *out)
@@ -19,6 +20,7 @@ static bool read_size(PyObject *config, const char *key, int64_t *out)
     if (!value)
         return false;
     *out = PyLong_AsLongLong(value);
+    Py_DECREF(value);
     if (*out == -1 && PyErr_Occurred())
         return false;
     if (*out < 1) {
@@ -31,10 +33,14 @@ static bool read_size(PyObject *config, const char *key, int64_t *out)
 static bool read_bool(PyObject *config, const char *key, bool *out)
 {
     PyObject *value = config_value(config, key);
-    if (value && !PyBool_Check(value))
+    if (!value)
+        return false;
+    const bool valid = PyBool_Check(value);
+    if (!valid)
         PyErr_Format(PyExc_TypeError, "%s must be True or False, not %R", key, value);
     *out = value == Py_True;
-    return value && PyBool_Check(value);
+    Py_DECREF(value);
+    return valid;
 }
 
 static bool read_float(PyObject *config, const char *key, float *out)
@@ -43,14 +49,14 @@ static bool read_float(PyObject *config, const char *key, float *out)
     if (!value)
         return false;
     double number = PyFloat_AsDouble(value);
-    if (number == -1.0 && PyErr_Occurred())
-        return false;
     *out = (float)number;
-    if (!(isfinite(*out) && *out >= 0)) {
+    bool valid = !(number == -1.0 && PyErr_Occurred());
+    if (valid && !(isfinite(*out) && *out >= 0)) {
         PyErr_Format(PyExc_ValueError, "%s is %R; it must be finite and not negative", key, value);
-        return false;
+        valid = false;
     }
-    return true;
+    Py_DECREF(value);
+    return valid;
 }
 
 static bool read_config(PyObject *config, swa_config_t *out)
@@ -87,6 +93,7 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *object = config_value(dictionary, "inv_freq");
     int64_t half = config.head_dim / 2;
     PyArrayObject *inv_freq = object ? swa_array_copy(object, "inv_freq", NPY_FLOAT32, 1, &half) : NULL;
+    Py_XDECREF(object);
     engine_t *self = inv_freq ? (engine_t *)type->tp_alloc(type, 0) : NULL;
     if (self) {
         char message[SWA_MESSAGE_BYTES];

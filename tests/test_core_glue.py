@@ -92,6 +92,28 @@ def test_config_values_are_checked(
         _core.Engine(small_config(**changes), dtype="float32")
 
 
+def test_a_config_value_may_leave_the_config_while_it_is_read() -> None:
+    config = small_config()
+    events: list[str] = []
+
+    class Fleeting:
+        def __float__(self) -> float:
+            del config["rms_norm_eps"]
+            return float("nan")
+
+        def __repr__(self) -> str:
+            events.append("shown")
+            return "fleeting"
+
+        def __del__(self) -> None:
+            events.append("gone")
+
+    config["rms_norm_eps"] = Fleeting()
+    with pytest.raises(ValueError, match="rms_norm_eps is fleeting"):
+        _core.Engine(config, dtype="float32")
+    assert events == ["shown", "gone"]
+
+
 def test_sizes_beyond_all_memory_are_a_memory_error() -> None:
     with pytest.raises(MemoryError):
         _core.Engine(small_config(vocab_size=2**31 - 1, hidden_size=2**16), dtype="float32")
