@@ -247,7 +247,8 @@ static void loss_row(void *context, int64_t r, int thread)
         if (reference) {
             kernels->exp_shifted(n, reference + column, (float)reference_total, q);
             for (int64_t i = 0; i < n; i++) {
-                divergence += (double)q[i] * ((double)reference[column + i] - (double)line[i]);
+                double log_q = (double)reference[column + i] - reference_total, log_p = (double)line[i] - total;
+                divergence += (double)q[i] * (log_q - log_p); /* q adds up to 1 but for rounding: no total outside */
                 line[i] = head->weight * (p[i] - q[i]);
             }
         } else {
@@ -256,7 +257,7 @@ static void loss_row(void *context, int64_t r, int thread)
         }
     }
     if (reference)
-        head->loss[r] = divergence - reference_total + total;
+        head->loss[r] = divergence;
     swa_store_activation(head->model, vocab_size, logits,
                          head->d_logits + (size_t)(r * head->d_stride) * swa_activation_size(head->model));
 }
