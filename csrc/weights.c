@@ -304,7 +304,7 @@ void swa_pack_rows(const swa_kernels_t *kernels, bool pairs, swa_matrix_t *matri
 
 static swa_status_t complain(char *message, const char *tensor, int64_t layer, const char *what)
 {
-    if (layer < 0)
+    if (layer == -1)
         snprintf(message, SWA_MESSAGE_BYTES, "%.60s: %s", tensor, what);
     else
         snprintf(message, SWA_MESSAGE_BYTES, "layer %lld %.60s: %s", (long long)layer, tensor, what);
@@ -317,7 +317,7 @@ swa_status_t swa_model_load_rows(swa_model_t *model, const char *tensor, int64_t
     slot_t slots[LAYER_SLOTS], *slot = NULL;
     if (model->planned)
         return complain(message, tensor, layer, "the engine is only planned: it has no memory for weights");
-    if (layer >= model->config.n_layers)
+    if (layer < -1 || layer >= model->config.n_layers)
         return complain(message, tensor, layer, "no such layer");
     int n_slots = slots_of(model, layer, slots);
     for (int i = 0; i < n_slots && !slot; i++)

@@ -149,8 +149,9 @@ def test_loading_is_checked() -> None:
     for tensor, layer in [("lm_head", -1), ("q_proj.bias", 0), ("nonsense", 0), ("norm", 0)]:
         with pytest.raises(ValueError, match="no such tensor"):
             engine.load_rows(tensor, layer, 0, "F32", matrix)
-    with pytest.raises(ValueError, match="layer 3 q_proj: no such layer"):
-        engine.load_rows("q_proj", 3, 0, "F32", matrix)
+    for tensor, layer in [("q_proj", 3), ("norm", -2), ("norm", -7), ("embed_tokens", -(2**63))]:
+        with pytest.raises(ValueError, match=f"layer {layer} {tensor}: no such layer"):
+            engine.load_rows(tensor, layer, 0, "F32", matrix)
     with pytest.raises(ValueError, match="whole rows"):
         engine.load_rows("embed_tokens", -1, 0, "F32", bytes(127))
     with pytest.raises(ValueError, match="in order"):
