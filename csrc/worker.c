@@ -67,6 +67,17 @@ static void after_fork_in_child(void)
     worker.process++;
 }
 
+/* All but those that a thread's own fault raises: blocked, they would end the process without asking their handlers. */
+static sigset_t blocked_signals(void)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP};
+    sigset_t signals;
+    sigfillset(&signals);
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        sigdelset(&signals, faults[i]);
+    return signals;
+}
+
 /* Called with the lock held. */
 static bool start(void)
 {
@@ -78,12 +89,11 @@ static bool start(void)
     }
     if (worker.running)
         return !worker.stopping;
-    sigset_t all, previous;
+    sigset_t blocked = blocked_signals(), previous;
     pthread_attr_t attributes;
-    sigfillset(&all);
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
-    pthread_sigmask(SIG_SETMASK, &all, &previous);
+    pthread_sigmask(SIG_SETMASK, &blocked, &previous);
     worker.running = pthread_create(&worker.thread, &attributes, run_jobs, NULL) == 0;
     pthread_sigmask(SIG_SETMASK, &previous, NULL);
     pthread_attr_destroy(&attributes);

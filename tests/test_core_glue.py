@@ -427,6 +427,29 @@ def test_other_signals_are_handled_while_a_call_runs(slow_engine: _core.Engine) 
     assert same(found, expected)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_only_faults_are_raised_on_the_engines_own_threads() -> None:
+    """A crash there is faulthandler's to report; other signals are for Python's threads."""
+    code = """
+import signal
+from pathlib import Path
+from glue import inputs, small_engine
+from swa import _core
+before = set(Path("/proc/self/task").iterdir())
+engine = small_engine(num_threads=3)
+engine.nll(*inputs(engine, 2000))
+own = set(Path("/proc/self/task").iterdir()) - before
+faults = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP"}
+for task in own:
+    (line,) = (x for x in (task / "status").read_text().splitlines() if x.startswith("SigBlk:"))
+    blocked = int(line.split()[1], 16)
+    heard = {s.name for s in signal.valid_signals() if not blocked >> (s - 1) & 1}
+    print(heard == faults | {"SIGKILL", "SIGSTOP"} or heard)
+print(len(own) >= 3)
+"""
+    assert set(run_python(code).split()) == {"True"}
+
+
 # ---- progress -----------------------------------------------------------------------------------
 
 
