@@ -260,9 +260,29 @@ static swa_status_t compute_sweep(swa_call_t *base)
                      c->nll, c->greedy, c->run_nll, c->run_greedy);
 }
 
+/* Here and not where it is copied: it may be large, and the worker does not have the GIL. */
+static swa_status_t check_reference(sequence_call_t *c)
+{
+    const int64_t n_answer = c->n_tokens - c->prompt_len, vocab_size = swa_model_config(c->engine->model)->vocab_size;
+    for (int64_t row = 0; row < n_answer; row++) {
+        if (atomic_load(&c->base.run.cancelled))
+            return SWA_ERROR_CANCELLED;
+        for (int64_t i = 0; i < vocab_size; i++)
+            if (!isfinite(c->reference[row * vocab_size + i])) {
+                PyOS_snprintf(c->base.message, sizeof c->base.message, "reference is not finite in row %lld",
+                              (long long)row);
+                return SWA_ERROR_VALUE;
+            }
+    }
+    return SWA_OK;
+}
+
 static swa_status_t compute_gates(swa_call_t *base)
 {
     sequence_call_t *c = (sequence_call_t *)base;
+    swa_status_t status = c->reference ? check_reference(c) : SWA_OK;
+    if (status != SWA_OK)
+        return status;
     return swa_gates(c->engine->model, &base->run, c->ids, c->n_tokens, c->prompt_len, &c->gates, c->reference, c->nll,
                      c->greedy, c->gradient);
 }
@@ -455,11 +475,6 @@ static bool keep_reference(sequence_call_t *call, PyObject *reference)
         return true;
     const int64_t shape[2] = {call->n_tokens - call->prompt_len, swa_model_config(call->engine->model)->vocab_size};
     call->reference = keep(call, REFERENCE, swa_array_copy(reference, "reference", NPY_FLOAT32, 2, shape));
-    for (int64_t i = 0; call->reference && i < shape[0] * shape[1]; i++)
-        if (!isfinite(call->reference[i])) {
-            PyErr_Format(PyExc_ValueError, "reference is not finite in row %lld", (long long)(i / shape[1]));
-            return false;
-        }
     return call->reference != NULL;
 }
 
@@ -575,12 +590,14 @@ static PyObject *engine_workspace_bytes(engine_t *self, PyObject *args, PyObject
 
 static PyObject *engine_gates_bytes(engine_t *self, PyObject *args)
 {
-    long long n_tokens, n_choices;
-    if (!PyArg_ParseTuple(args, "LL:gates_bytes", &n_tokens, &n_choices) ||
+    long long n_tokens, n_choices, n_reference = 0;
+    if (!PyArg_ParseTuple(args, "LL|L:gates_bytes", &n_tokens, &n_choices, &n_reference) ||
         !swa_check_range("n_tokens", n_tokens, 1, INT32_MAX) ||
-        !swa_check_range("n_choices", n_choices, 1, SWA_MAX_CHOICES))
+        !swa_check_range("n_choices", n_choices, 1, SWA_MAX_CHOICES) ||
+        !swa_check_range("n_reference", n_reference, 0, n_tokens))
         return NULL;
-    return PyLong_FromSize_t(swa_gates_bytes(self->model, n_tokens, n_choices, self->n_threads));
+    const size_t copy = (size_t)n_reference * (size_t)swa_model_config(self->model)->vocab_size * sizeof(float);
+    return PyLong_FromSize_t(swa_gates_bytes(self->model, n_tokens, n_choices, self->n_threads) + copy);
 }
 
 /* ---- attributes --------------------------------------------------------------------------------------------- */

@@ -171,8 +171,11 @@ class Engine:
         a layer whose `window` (0: full) is not 0, only what it sees counts, and it has no sinks.
         """
 
-    def gates_bytes(self, n_tokens: int, n_choices: int, /) -> int:
-        """Bytes that `gates` allocates beside the weights and its outputs."""
+    def gates_bytes(self, n_tokens: int, n_choices: int, n_reference: int = 0, /) -> int:
+        """Bytes that `gates` allocates beside the weights and its outputs.
+
+        n_reference: rows of `reference`, of which it takes a copy.
+        """
 
     def logits(
         self,

@@ -298,7 +298,8 @@ class Model:
         )
         window = np.repeat(own.window[:, None], 1 + len(windows), axis=1)
         window[list(self.selectable_layers), 1:] = windows
-        need = self.engine.gates_bytes(len(ids), 1 + len(windows))
+        n_reference = 0 if reference is None else len(example.answer_ids)
+        need = self.engine.gates_bytes(len(ids), 1 + len(windows), n_reference)
         _require_memory(f"gates over {len(ids)} tokens", need, "shorten the input")
         found = self.engine.gates(
             ids,

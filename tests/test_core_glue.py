@@ -233,6 +233,8 @@ def test_arguments_of_the_other_calls_are_checked(engine: _core.Engine) -> None:
         engine.workspace_bytes("nll", 0)
     with pytest.raises(ValueError, match="n_prefix is 6"):
         engine.workspace_bytes("sweep", 5, 6)
+    with pytest.raises(ValueError, match="n_reference is 6"):
+        engine.gates_bytes(5, 2, 6)
     with pytest.raises(TypeError, match="progress must be None or a callable"):
         engine.nll(ids, prompt_len, *rows, progress=3)  # type: ignore[arg-type]
 

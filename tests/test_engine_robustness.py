@@ -75,7 +75,9 @@ class TestMemory:
         """
         assert 1 << 20 < int(run_python(code)) < 64 << 20
 
-    @pytest.mark.parametrize("kind", ["every row", "nll", "sweep", "gates", "logits", "decode"])
+    @pytest.mark.parametrize(
+        "kind", ["every row", "nll", "sweep", "gates", "divergence", "logits", "decode"]
+    )
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_workspace_is_told_truthfully(self, folder: Path, kind: str, dtype: str) -> None:
         """The peak of a call's memory is what workspace_bytes says, and O(T)."""
@@ -87,9 +89,10 @@ class TestMemory:
             from processes import peak_bytes
             from reference import Choices, Rows
             kind = sys.argv[2]
-            n = 40_000 if kind == "gates" else 100_000
+            n = 40_000 if kind in ("gates", "divergence") else 100_000
             engine = open_engine(Path(sys.argv[1]), dtype=sys.argv[3], num_threads=2)
             ids = np.random.default_rng(0).integers(0, 258, n).astype(np.int32)
+            reference = np.ones((n - 1, 258), np.float32)
             def run(n):
                 rows = Rows.of(4, [], n, n, window=100, sinks=28)
                 policy = rows.arrays
@@ -98,9 +101,11 @@ class TestMemory:
                 if kind == "sweep":
                     flips = np.array([90, 90, 90, -1])
                     return engine.sweep(ids[:n], n - 9, *policy, flips)
-                if kind == "gates":
-                    choices = Choices.of(rows, (60,) * 4)
-                    return engine.gates(ids[:n], n - 9, *choices.arrays, np.full((4, 2), 0.5))
+                if kind in ("gates", "divergence"):
+                    gates = *Choices.of(rows, (60,) * 4).arrays, np.full((4, 2), 0.5)
+                    if kind == "gates":
+                        return engine.gates(ids[:n], n - 9, *gates)
+                    return engine.gates(ids[:n], 1, *gates, reference=reference[: n - 1])
                 if kind == "logits":
                     return engine.logits(ids[:n], *policy, first_row=n - 1)
                 return engine.start(ids[:n], *policy, *np.zeros((2, 4), np.int64), n)
@@ -111,6 +116,7 @@ class TestMemory:
             told = {
                 "sweep": lambda: engine.workspace_bytes(kind, n, 118),
                 "gates": lambda: engine.gates_bytes(n, 2),
+                "divergence": lambda: engine.gates_bytes(n, 2, n - 1),
                 "every row": lambda: engine.workspace_bytes("nll", n),
             }.get(kind, lambda: engine.workspace_bytes(kind, n))()
             print(peak, told)

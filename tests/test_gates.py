@@ -388,6 +388,21 @@ class TestPython:
         assert relative_error(found.per_kv_head, exact.gradient[:, 1]) < PEAKED_TOLERANCE
         assert found.gradient.tolist() == found.per_kv_head.sum(axis=1).tolist()
 
+    def test_memory_is_told_beforehand(self, peaked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The copy of the reference included."""
+        model, case = swa.load(peaked, num_threads=1), CASES["a tile and one row"]
+        prompt, answer = case.ids[: case.prompt_len], case.ids[case.prompt_len :]
+        example, policy = swa.Example(tuple(prompt), tuple(answer)), swa.AttentionPolicy(30)
+        shares = np.full((L, 2), 0.5)
+        reference = np.zeros((len(answer), model.config.vocab_size), np.float32)
+        need = model.engine.gates_bytes(len(case.ids), 2)
+        for given, room in ((None, need), (reference, need + reference.nbytes)):
+            monkeypatch.setattr("swa.model.available_bytes", lambda room=room: room)
+            model.gates_example(example, policy, shares, reference=given)
+            monkeypatch.setattr("swa.model.available_bytes", lambda room=room: room - 1)
+            with pytest.raises(MemoryError, match="no room for gates over .* shorten the input"):
+                model.gates_example(example, policy, shares, reference=given)
+
     def test_a_selection_is_a_corner(self, peaked: Path) -> None:
         """Gates 0 and 1: the loss of those full layers, to the bit."""
         case = CASES["a tile and one row"]
@@ -481,6 +496,13 @@ class TestArguments:
     ) -> None:
         with pytest.raises(TypeError, match=says):
             call(**change)
+
+    def test_a_reference_that_is_not_finite(self, call: Callable[..., Gated]) -> None:
+        """Its first such row is named."""
+        reference = np.zeros((10, 97), np.float32)
+        reference[7, 96], reference[8, 0] = np.nan, np.inf
+        with pytest.raises(ValueError, match="reference is not finite in row 7$"):
+            call(reference=reference)
 
     def test_arrays_are_only_read(self, call: Callable[..., Gated]) -> None:
         """Strided and read-only arrays, and weights that add up to 1 but for rounding."""
