@@ -4,6 +4,8 @@
 
 #include <math.h>
 
+#include "arena.h"
+
 /* ---- keys and values ---------------------------------------------------------------------------------------- */
 
 static size_t element_size(const swa_kv_t *kv) { return kv->bf16 ? sizeof(uint16_t) : sizeof(float); }
@@ -22,7 +24,8 @@ static size_t tile_count(const swa_kv_t *kv) { return (size_t)(kv->n_kv_heads * 
 
 size_t swa_kv_bytes(const swa_kv_t *kv)
 {
-    return tile_count(kv) * (kv->key_tile_bytes + kv->value_tile_bytes) + (tile_count(kv) + 63) / 64 * 64;
+    const size_t tiles = swa_multiply_sizes(tile_count(kv), kv->key_tile_bytes + kv->value_tile_bytes);
+    return swa_add_sizes(tiles, (tile_count(kv) + 63) / 64 * 64);
 }
 
 void swa_kv_place(swa_kv_t *kv, unsigned char *memory)

@@ -11,10 +11,11 @@
 
 static swa_linear_t transposed(const swa_model_t *model, const swa_linear_t *linear, swa_arena_t *arena)
 {
-    size_t bytes = 0;
+    size_t bytes;
     swa_linear_t out = {0};
-    swa_matrix_describe(model->kernels, model->dtype, linear->matrix.k, linear->matrix.n, &out.matrix, &bytes);
-    out.matrix.data = swa_carve(arena, bytes);
+    if (!swa_matrix_describe(model->kernels, model->dtype, linear->matrix.k, linear->matrix.n, &out.matrix, &bytes))
+        bytes = SIZE_MAX;
+    out.matrix.data = swa_carve(arena, bytes, 1);
     return out;
 }
 
@@ -22,7 +23,7 @@ static swa_kv_t place_heads(const swa_workspace_t *ws, int64_t n_heads, swa_aren
 {
     const swa_model_t *model = ws->model;
     swa_kv_t kv = swa_kv_layout(model->kernels, model->bf16_activations, n_heads, model->config.head_dim, ws->n_tokens);
-    unsigned char *memory = swa_carve(arena, swa_kv_bytes(&kv));
+    unsigned char *memory = swa_carve(arena, swa_kv_bytes(&kv), 1);
     if (memory)
         swa_kv_place(&kv, memory);
     return kv;
@@ -39,20 +40,20 @@ void swa_backward_layout(swa_backward_t *back, swa_workspace_t *ws, int64_t n_ch
     const size_t kv_row = (size_t)swa_activation_stride(kv_width) * element;
     const size_t wide_row = (size_t)swa_activation_stride(c->intermediate_size) * element;
     *back = (swa_backward_t){.ws = ws, .n_choices = n_choices, .stat_stride = swa_round_up(ws->n_tokens, SWA_TILE)};
-    back->d_x = swa_carve(arena, rows * (size_t)hidden * sizeof(float));
-    back->negative_sines = swa_carve(arena, rows * (size_t)(c->head_dim / 2) * sizeof(float));
-    back->d_outputs = swa_carve(arena, rows * query_row);
-    back->keys = swa_carve(arena, rows * kv_row);
-    back->values = swa_carve(arena, rows * kv_row);
+    back->d_x = swa_carve(arena, rows * (size_t)hidden, sizeof(float));
+    back->negative_sines = swa_carve(arena, rows * (size_t)(c->head_dim / 2), sizeof(float));
+    back->d_outputs = swa_carve(arena, rows, query_row);
+    back->keys = swa_carve(arena, rows, kv_row);
+    back->values = swa_carve(arena, rows, kv_row);
     if (c->qk_norm)
-        ws->raw_heads = swa_carve(arena, rows * (size_t)(width + kv_width) * sizeof(float));
+        ws->raw_heads = swa_carve(arena, rows * (size_t)(width + kv_width), sizeof(float));
     back->v_k = place_heads(ws, c->n_kv_heads, arena);
     back->q_do = place_heads(ws, c->n_heads, arena);
     back->do_q = place_heads(ws, c->n_heads, arena);
-    const size_t statistics = (size_t)(n_choices * c->n_heads * back->stat_stride) * sizeof(float);
-    back->log_sums = swa_carve(arena, statistics);
-    back->deltas = swa_carve(arena, statistics);
-    back->by_row = swa_carve(arena, rows * (size_t)(n_choices * c->n_kv_heads) * sizeof(double));
+    const size_t statistics = (size_t)(n_choices * c->n_heads);
+    back->log_sums = swa_carve(arena, statistics, (size_t)back->stat_stride * sizeof(float));
+    back->deltas = swa_carve(arena, statistics, (size_t)back->stat_stride * sizeof(float));
+    back->by_row = swa_carve(arena, rows * (size_t)c->n_kv_heads, (size_t)n_choices * sizeof(double));
     back->q = transposed(model, &layer->q, arena);
     back->k = transposed(model, &layer->k, arena);
     back->v = transposed(model, &layer->v, arena);
@@ -61,24 +62,24 @@ void swa_backward_layout(swa_backward_t *back, swa_workspace_t *ws, int64_t n_ch
     back->up = transposed(model, &layer->up, arena);
     back->down = transposed(model, &layer->down, arena);
 
-    back->scratch = swa_carve(arena, (size_t)ws->n_threads * sizeof *back->scratch);
+    back->scratch = swa_carve(arena, (size_t)ws->n_threads, sizeof *back->scratch);
     for (int i = 0; i < ws->n_threads; i++) {
         swa_back_scratch_t s;
-        s.residual = swa_carve(arena, chunk * (size_t)hidden * sizeof(float));
-        s.d_normed = swa_carve(arena, chunk * (size_t)hidden * sizeof(float));
-        s.outputs = swa_carve(arena, (size_t)n_choices * chunk * (size_t)width * sizeof(float));
-        s.d_outputs = swa_carve(arena, chunk * (size_t)swa_round_up(width, model->kernels->panel) * sizeof(float));
-        s.d_columns = swa_carve(arena, chunk * (size_t)ws->column_stride * sizeof(float));
-        s.d_gate_row = swa_carve(arena, (size_t)ws->column_stride * sizeof(float));
-        s.d_up_row = swa_carve(arena, (size_t)ws->column_stride * sizeof(float));
-        s.d_rows = swa_carve(arena, chunk * (size_t)swa_activation_stride(hidden) * element);
-        s.d_gate = swa_carve(arena, chunk * wide_row);
-        s.d_up = swa_carve(arena, chunk * wide_row);
-        s.d_queries = swa_carve(arena, chunk * query_row);
-        s.d_keys = swa_carve(arena, chunk * kv_row);
-        s.d_values = swa_carve(arena, chunk * kv_row);
-        s.heads = swa_carve(arena, 2 * (size_t)c->head_dim * sizeof(float));
-        unsigned char *attention = swa_carve(arena, swa_attention_back_scratch_bytes(&back->v_k));
+        s.residual = swa_carve(arena, chunk * (size_t)hidden, sizeof(float));
+        s.d_normed = swa_carve(arena, chunk * (size_t)hidden, sizeof(float));
+        s.outputs = swa_carve(arena, (size_t)n_choices * chunk * (size_t)width, sizeof(float));
+        s.d_outputs = swa_carve(arena, chunk * (size_t)swa_round_up(width, model->kernels->panel), sizeof(float));
+        s.d_columns = swa_carve(arena, chunk * (size_t)ws->column_stride, sizeof(float));
+        s.d_gate_row = swa_carve(arena, (size_t)ws->column_stride, sizeof(float));
+        s.d_up_row = swa_carve(arena, (size_t)ws->column_stride, sizeof(float));
+        s.d_rows = swa_carve(arena, chunk * (size_t)swa_activation_stride(hidden), element);
+        s.d_gate = swa_carve(arena, chunk, wide_row);
+        s.d_up = swa_carve(arena, chunk, wide_row);
+        s.d_queries = swa_carve(arena, chunk, query_row);
+        s.d_keys = swa_carve(arena, chunk, kv_row);
+        s.d_values = swa_carve(arena, chunk, kv_row);
+        s.heads = swa_carve(arena, 2 * (size_t)c->head_dim, sizeof(float));
+        unsigned char *attention = swa_carve(arena, swa_attention_back_scratch_bytes(&back->v_k), 1);
         if (attention) {
             swa_attention_back_scratch_place(&s.attention, &back->v_k, attention);
             back->scratch[i] = s;

@@ -2,6 +2,7 @@
  * the same kernels in the same order. */
 #include <math.h>
 
+#include "arena.h"
 #include "nll.h"
 #include "parallel.h"
 
@@ -86,16 +87,16 @@ static bool allocate_caches(swa_session_t *s, const int64_t *decode_window, cons
         return false;
     memcpy(s->decode_window, decode_window, (size_t)n_layers * sizeof(int64_t));
     memcpy(s->decode_sinks, decode_sinks, (size_t)n_layers * sizeof(int64_t));
+    swa_arena_t arena = {0};
     for (int64_t l = 0; l < n_layers; l++) {
         s->kv[l] = cache_layout(s->model, decode_window[l], decode_sinks[l], s->capacity);
-        s->kv_bytes += (swa_kv_bytes(&s->kv[l]) + 63) / 64 * 64;
+        swa_carve(&arena, swa_kv_bytes(&s->kv[l]), 1);
     }
-    unsigned char *memory = s->kv_memory = swa_allocate(s->kv_bytes, 1);
-    for (int64_t l = 0; memory && l < n_layers; l++) {
-        swa_kv_place(&s->kv[l], memory);
-        memory += (swa_kv_bytes(&s->kv[l]) + 63) / 64 * 64;
-    }
-    return memory != NULL;
+    s->kv_bytes = arena.used;
+    arena = (swa_arena_t){.base = s->kv_memory = swa_allocate(s->kv_bytes, 1)};
+    for (int64_t l = 0; arena.base && l < n_layers; l++)
+        swa_kv_place(&s->kv[l], swa_carve(&arena, swa_kv_bytes(&s->kv[l]), 1));
+    return arena.base != NULL;
 }
 
 void swa_session_free(swa_session_t *s)

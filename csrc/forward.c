@@ -22,26 +22,26 @@ static void layout(swa_workspace_t *ws, swa_arena_t *arena)
     const swa_config_t *c = &ws->model->config;
     const int64_t query_columns = c->n_heads * c->head_dim, half = c->head_dim / 2;
     const size_t element = swa_activation_size(ws->model);
-    ws->cosines = swa_carve(arena, (size_t)(ws->n_tokens * half) * sizeof(float));
-    ws->sines = swa_carve(arena, (size_t)(ws->n_tokens * half) * sizeof(float));
-    ws->queries = swa_carve(arena, (size_t)(ws->n_tokens * swa_activation_stride(query_columns)) * element);
+    ws->cosines = swa_carve(arena, (size_t)(ws->n_tokens * half), sizeof(float));
+    ws->sines = swa_carve(arena, (size_t)(ws->n_tokens * half), sizeof(float));
+    ws->queries = swa_carve(arena, (size_t)(ws->n_tokens * swa_activation_stride(query_columns)), element);
     ws->kv = swa_kv_layout(ws->model->kernels, ws->model->bf16_activations, c->n_kv_heads, c->head_dim, ws->n_tokens);
-    unsigned char *kv_memory = swa_carve(arena, swa_kv_bytes(&ws->kv));
+    unsigned char *kv_memory = swa_carve(arena, swa_kv_bytes(&ws->kv), 1);
     if (kv_memory)
         swa_kv_place(&ws->kv, kv_memory);
 
     const size_t block = (size_t)(ws->chunk * ws->column_stride) * sizeof(float);
     const int64_t widest = swa_max(c->hidden_size, ws->column_stride);
-    ws->scratch = swa_carve(arena, (size_t)ws->n_threads * sizeof *ws->scratch);
+    ws->scratch = swa_carve(arena, (size_t)ws->n_threads, sizeof *ws->scratch);
     for (int i = 0; i < ws->n_threads; i++) {
         swa_scratch_t s;
-        s.row = swa_carve(arena, (size_t)widest * sizeof(float));
-        s.columns = swa_carve(arena, block);
-        s.more_columns = swa_carve(arena, block);
-        s.normed = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->hidden_size)) * element);
-        s.attended = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(query_columns)) * element);
-        s.intermediate = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->intermediate_size)) * element);
-        unsigned char *attention = swa_carve(arena, swa_attention_scratch_bytes(&ws->kv));
+        s.row = swa_carve(arena, (size_t)widest, sizeof(float));
+        s.columns = swa_carve(arena, block, 1);
+        s.more_columns = swa_carve(arena, block, 1);
+        s.normed = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->hidden_size)), element);
+        s.attended = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(query_columns)), element);
+        s.intermediate = swa_carve(arena, (size_t)(ws->chunk * swa_activation_stride(c->intermediate_size)), element);
+        unsigned char *attention = swa_carve(arena, swa_attention_scratch_bytes(&ws->kv), 1);
         if (attention) {
             swa_attention_scratch_place(&s.attention, &ws->kv, attention);
             ws->scratch[i] = s;

@@ -118,8 +118,8 @@ static void layout(gates_t *run, int64_t n_choices, swa_arena_t *arena)
 {
     const swa_config_t *c = &run->ws.model->config;
     const size_t rows = (size_t)(run->n_rows * c->hidden_size);
-    run->x = swa_carve(arena, rows * sizeof(float));
-    run->inputs = swa_carve(arena, (size_t)(c->n_layers - run->lowest) * rows * swa_activation_size(run->ws.model));
+    run->x = swa_carve(arena, rows, sizeof(float));
+    run->inputs = swa_carve(arena, rows, (size_t)(c->n_layers - run->lowest) * swa_activation_size(run->ws.model));
     swa_backward_layout(&run->back, &run->ws, n_choices, arena);
 }
 
@@ -172,5 +172,6 @@ size_t swa_gates_bytes(const swa_model_t *model, int64_t n_tokens, int64_t n_cho
     swa_arena_t arena = {0};
     run.ws = swa_workspace_describe(model, n_tokens, n_threads);
     layout(&run, n_choices, &arena);
-    return arena.used + swa_pass_bytes(model, n_tokens, n_threads) + swa_head_back_bytes(model, n_tokens, n_threads);
+    size_t bytes = swa_add_sizes(arena.used, swa_pass_bytes(model, n_tokens, n_threads));
+    return swa_add_sizes(bytes, swa_head_back_bytes(model, n_tokens, n_threads));
 }

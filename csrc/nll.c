@@ -292,11 +292,11 @@ static void layout_head_back(head_back_t *head, const swa_model_t *model, int64_
     head->d_stride = swa_activation_stride(c->vocab_size);
     head->normed_stride = swa_round_up(c->hidden_size, model->kernels->panel);
     head->slice_bytes = (size_t)(TRANSPOSED_ROWS * model->kernels->panel) * sizeof(float);
-    head->logits = swa_carve(arena, (size_t)(m * c->vocab_size) * sizeof(float));
-    head->d_logits = swa_carve(arena, (size_t)(m * head->d_stride) * swa_activation_size(model));
-    head->d_normed = swa_carve(arena, (size_t)(m * head->normed_stride) * sizeof(float));
-    head->blocks = swa_carve(arena, (size_t)(n_threads * 2 * head->n_blocks) * sizeof(block_t));
-    head->transposed = swa_carve(arena, (size_t)n_threads * head->slice_bytes);
+    head->logits = swa_carve(arena, (size_t)(m * c->vocab_size), sizeof(float));
+    head->d_logits = swa_carve(arena, (size_t)(m * head->d_stride), swa_activation_size(model));
+    head->d_normed = swa_carve(arena, (size_t)(m * head->normed_stride), sizeof(float));
+    head->blocks = swa_carve(arena, (size_t)(n_threads * 2 * head->n_blocks), sizeof(block_t));
+    head->transposed = swa_carve(arena, (size_t)n_threads, head->slice_bytes);
 }
 
 size_t swa_head_back_bytes(const swa_model_t *model, int64_t n_rows, int n_threads)
@@ -304,7 +304,7 @@ size_t swa_head_back_bytes(const swa_model_t *model, int64_t n_rows, int n_threa
     head_back_t head;
     swa_arena_t arena = {0};
     layout_head_back(&head, model, n_rows, n_threads, &arena);
-    return arena.used + swa_head_bytes(model, swa_min(n_rows, ROW_BLOCK), n_threads);
+    return swa_add_sizes(arena.used, swa_head_bytes(model, swa_min(n_rows, ROW_BLOCK), n_threads));
 }
 
 static swa_status_t score_block_back(head_back_t *head)

@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include "arena.h"
+
 /* ---- construction ------------------------------------------------------------------------------------------- */
 
 /* A new reference: converting a value may run code that takes it out of the config. */
@@ -596,8 +598,9 @@ static PyObject *engine_gates_bytes(engine_t *self, PyObject *args)
         !swa_check_range("n_choices", n_choices, 1, SWA_MAX_CHOICES) ||
         !swa_check_range("n_reference", n_reference, 0, n_tokens))
         return NULL;
-    const size_t copy = (size_t)n_reference * (size_t)swa_model_config(self->model)->vocab_size * sizeof(float);
-    return PyLong_FromSize_t(swa_gates_bytes(self->model, n_tokens, n_choices, self->n_threads) + copy);
+    const int64_t copied = n_reference * swa_model_config(self->model)->vocab_size;
+    return PyLong_FromSize_t(swa_add_sizes(swa_gates_bytes(self->model, n_tokens, n_choices, self->n_threads),
+                                           swa_multiply_sizes((size_t)copied, sizeof(float))));
 }
 
 /* ---- attributes --------------------------------------------------------------------------------------------- */

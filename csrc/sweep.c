@@ -6,6 +6,7 @@
  * (they see all earlier keys with or without the flip) run once, their keys and values kept. */
 #include <math.h>
 
+#include "arena.h"
 #include "nll.h"
 
 typedef struct {
@@ -183,7 +184,7 @@ static uint64_t walk_cost(const sweep_t *sweep)
 
 static size_t rows_bytes(const swa_model_t *model, int64_t n_rows)
 {
-    return (size_t)n_rows * (size_t)model->config.hidden_size * sizeof(float);
+    return swa_multiply_sizes((size_t)(n_rows * model->config.hidden_size), sizeof(float));
 }
 
 static swa_kv_t prefix_layout(const swa_model_t *model, int64_t n_prefix)
@@ -278,11 +279,11 @@ swa_status_t swa_logits(const swa_model_t *model, swa_run_t *run, const int32_t 
 size_t swa_workspace_bytes(const swa_model_t *model, swa_work_t work, int64_t n_tokens, int64_t n_prefix, int n_threads)
 {
     const size_t n_layers = (size_t)model->config.n_layers;
-    size_t bytes = swa_pass_bytes(model, n_tokens, n_threads) + rows_bytes(model, n_tokens);
+    size_t bytes = swa_add_sizes(swa_pass_bytes(model, n_tokens, n_threads), rows_bytes(model, n_tokens));
     swa_kv_t kv = prefix_layout(model, work == SWA_WORK_SWEEP ? n_prefix : n_tokens);
     if (work == SWA_WORK_SWEEP)
-        bytes += rows_bytes(model, n_tokens);
+        bytes = swa_add_sizes(bytes, rows_bytes(model, n_tokens));
     if (work == SWA_WORK_SWEEP || work == SWA_WORK_DECODE)
-        bytes += n_layers * swa_kv_bytes(&kv);
-    return bytes + swa_head_bytes(model, n_tokens, n_threads);
+        bytes = swa_add_sizes(bytes, swa_multiply_sizes(n_layers, swa_kv_bytes(&kv)));
+    return swa_add_sizes(bytes, swa_head_bytes(model, n_tokens, n_threads));
 }

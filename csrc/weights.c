@@ -60,7 +60,8 @@ swa_status_t swa_matrix_allocate(const swa_kernels_t *kernels, swa_dtype_t dtype
 static bool make_vector(swa_model_t *model, swa_vector_t *vector, int64_t n)
 {
     vector->n = n;
-    model->bytes += (size_t)n * sizeof(float);
+    if (__builtin_add_overflow(model->bytes, (size_t)n * sizeof(float), &model->bytes))
+        return false;
     return model->planned || (vector->data = swa_allocate((size_t)n, sizeof(float))) != NULL;
 }
 

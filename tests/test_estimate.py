@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from glue import small_config
 
 import swa
 from swa import _core, cost, estimate
@@ -105,6 +106,34 @@ def test_a_plan_takes_no_memory() -> None:
         **{f"{name}_bias": False for name in ("q", "k", "v", "o", "gate", "up", "down")},
     }
     assert 190e9 < _core.Engine(config, dtype="bfloat16", planned=True).weight_bytes < 230e9
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"num_hidden_layers": 65536, "num_attention_heads": 2**20, "head_dim": 1024},
+        {"num_attention_heads": 2**29, "head_dim": 2},
+        {"hidden_size": 2**31 - 1},
+        {"hidden_size": 2**31 - 1, "num_hidden_layers": 65536},
+        {"vocab_size": 2**31 - 1},
+    ],
+    ids=str,
+)
+def test_sizes_do_not_wrap(sizes: dict[str, int]) -> None:
+    """Beyond 2^64 they stay the largest number: what more tokens need never falls."""
+    names = "vocab_size", "hidden_size", "intermediate_size", "head_dim"
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1} | dict.fromkeys(names, 2) | sizes
+    config = small_config(num_key_value_heads=sizes["num_attention_heads"], **sizes)
+    engine = _core.Engine(config, dtype="bfloat16", num_threads=2, planned=True)
+    lengths = [2**i for i in range(31)] + [2**31 - 1]
+    calls: list[Callable[[int], int]] = [
+        *(lambda n, kind=kind: engine.workspace_bytes(kind, n, n) for kind in KINDS),
+        *(lambda n, choices=c: engine.gates_bytes(n, choices, n) for c in (1, 8)),
+    ]
+    for call in calls:
+        needs = list(map(call, lengths))
+        assert needs == sorted(needs)
+        assert needs[-1] < 2**64
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_allocated(
