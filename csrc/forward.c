@@ -292,15 +292,19 @@ static void finish_chunk(void *context, int64_t task, int thread)
     swa_chunk_t chunk = swa_chunk_at(ws, pass->first, pass->end, task);
     const int64_t query_stride = swa_activation_stride(c->n_heads * c->head_dim);
     const int64_t offset = (chunk.row - pass->first) * c->hidden_size;
+    const size_t element = swa_activation_size(model);
     const float *x = pass->x + offset;
     float *x_out = pass->x_out + offset;
-    for (int64_t row = 0; row < chunk.m; row += SWA_QUERY_BLOCK) { /* in blocks: Ctrl-C is heard on long contexts */
-        if (swa_cancelled(ws->run))
-            return;
-        size_t element = swa_activation_size(model);
-        swa_attend(model, &ws->kv, pass->mix, chunk.row + row, chunk.row + swa_min(chunk.m, row + SWA_QUERY_BLOCK), 0,
-                   c->n_heads, ws->queries + (size_t)((chunk.row + row) * query_stride) * element,
-                   s->attended + (size_t)(row * query_stride) * element, query_stride, &s->attention);
+    for (int64_t row = 0; row < chunk.m; row += SWA_QUERY_BLOCK) {
+        const int64_t first = chunk.row + row, end = chunk.row + swa_min(chunk.m, row + SWA_QUERY_BLOCK);
+        const unsigned char *queries = ws->queries + (size_t)(first * query_stride) * element;
+        unsigned char *attended = s->attended + (size_t)(row * query_stride) * element;
+        for (int64_t head = 0; head < c->n_heads; head++) { /* one at a time: Ctrl-C is heard on long contexts */
+            if (swa_cancelled(ws->run))
+                return;
+            swa_attend(model, &ws->kv, pass->mix, first, end, head, head + 1, queries, attended, query_stride,
+                       &s->attention);
+        }
     }
     swa_add_product(ws, &layer->o, s->attended, query_stride, chunk.m, x, x_out, s);
     swa_norm_rows(ws, &layer->post_attention_norm, x_out, chunk.m, s);

@@ -485,6 +485,26 @@ def test_an_exception_in_progress_cancels(slow_engine: _core.Engine) -> None:
     assert len(raised) == 1
 
 
+def test_many_heads_over_many_keys_do_not_delay_it() -> None:
+    """All heads of a block of rows take seconds; one head, some milliseconds."""
+    heads = {"num_attention_heads": 512, "num_key_value_heads": 1, "head_dim": 2}
+    engine = small_engine(tier="portable", num_hidden_layers=1, hidden_size=8, **heads)
+    ids, _, *rows = inputs(engine, 16_000, window=0)
+    seen: list[float] = []
+    raised: list[float] = []
+
+    def stop_in_attention(done: float, total: float) -> None:
+        seen.append(done)
+        if seen.count(done) == 3:  # what comes before attention goes on in small steps
+            raised.append(time.perf_counter())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        engine.logits(ids, *rows, progress=stop_in_attention)
+    assert seen[-1] > 0
+    assert time.perf_counter() - raised[0] <= RESPONSE_SECONDS
+
+
 def test_an_exception_at_the_end_is_raised_too(engine: _core.Engine) -> None:
     def stop(done: float, total: float) -> None:
         if done == total:
