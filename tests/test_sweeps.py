@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial, partialmethod
@@ -18,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pyarrow.parquet
 import pytest
 import sweep_strategies
@@ -43,7 +41,7 @@ from swa.model import plan
 from swa.problem import CalibrationProblem
 from swa.strategies import STRATEGIES, propose, resolve
 from swa.sweeps import SweepTable, driver, estimate_sweep, tasks
-from swa.sweeps.driver import ATTEMPTS, Inline, LocalWorkers
+from swa.sweeps.driver import ATTEMPTS, Inline
 from swa.sweeps.estimate import DryProblem
 
 GRID: dict[str, Any] = {
@@ -417,18 +415,6 @@ def test_what_is_no_executor_is_refused(sweep: Callable[..., SweepTable]) -> Non
         sweep(workers=-1)
     with pytest.raises(InputError, match="lost_after"):
         sweep(lost_after=0)
-
-
-def test_processes_end_with_an_error() -> None:
-    with pytest.raises(RuntimeError, match="stop"), LocalWorkers(1) as workers:
-        process = workers.submit(os.getpid).result()
-        assert process != os.getpid()
-        workers.submit(time.sleep, 600)
-        raise RuntimeError("stop")
-    deadline = time.monotonic() + 60
-    while psutil.pid_exists(process) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not psutil.pid_exists(process)
 
 
 # ---- interruption, errors

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import queue
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -205,7 +207,6 @@ class LocalWorkers:
 
     def __init__(self, n_workers: int) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._started = self._context.SimpleQueue()
         self._pools = [self._new_pool() for _ in range(n_workers)]
         self._given: list[list[Future[Any]]] = [[] for _ in range(n_workers)]
 
@@ -223,29 +224,32 @@ class LocalWorkers:
         return future
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            1, mp_context=self._context, initializer=_begin_worker, initargs=(self._started,)
-        )
+        return ProcessPoolExecutor(1, mp_context=self._context, initializer=_begin_worker)
 
     def __enter__(self) -> LocalWorkers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Taken now, since a pool that shuts down forgets them; what still starts is among them.
+        processes = [process for pool in self._pools for process in list(pool._processes.values())]
         for pool in self._pools:
             pool.shutdown(wait=kind is None, cancel_futures=True)
         if kind is not None:  # what they are doing is of no use any more
-            ours = set[int]()
-            while not self._started.empty():
-                ours.add(self._started.get())
-            for child in multiprocessing.active_children():
-                if child.pid in ours:
-                    child.terminate()
+            for process in processes:
+                process.terminate()
 
 
-def _begin_worker(started: Any) -> None:
-    """Leave Ctrl-C to the parent, and tell it who this is."""
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    started.put(os.getpid())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)  # nobody is there to take a result
 
 
 @contextlib.contextmanager
