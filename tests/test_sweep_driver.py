@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from swa.sweeps.driver import LocalWorkers
+from swa.sweeps import driver
+from swa.sweeps.driver import Driver, LocalWorkers
+from swa.sweeps.tasks import Outcome
 
 SLEEPING = """
 import os, time
@@ -69,3 +78,98 @@ def test_processes_end_with_their_parent(tmp_path: Path, by: signal.Signals) -> 
         parent.send_signal(by)
         assert parent.wait(60) == -by
         assert ends(worker)
+
+
+# ---- time that is up
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Leaves a file when it begins, then waits for one that lets it end (a while at most)."""
+
+    folder: str
+    key: str
+
+    @property
+    def name(self) -> str:
+        return f"waiting as {self.key}"
+
+    def run(self) -> Outcome:
+        Path(self.folder, f"{self.key}.begun").touch()
+        deadline = time.monotonic() + 3
+        while not Path(self.folder, "end").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return Outcome(self.key, {})
+
+
+@contextmanager
+def executor_of(kind: str) -> Iterator[Any]:
+    """With one worker."""
+    if kind == "threads":
+        with ThreadPoolExecutor(1) as executor:
+            yield executor
+        return
+    from distributed import Client
+
+    options: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "processes": False}
+    with Client(dashboard_address=None, **options) as client:
+        yield client
+
+
+@pytest.mark.parametrize("kind", ["threads", "dask"])
+def test_what_waits_is_taken_back_when_time_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """What is under way is not: its result counts, and it alone was begun."""
+    monkeypatch.setattr(driver, "run_task", lambda task, attempt: task.run())
+    waiting: Any = [Waiting(str(tmp_path), f"t{i}") for i in range(4)]
+    asked = itertools.count()
+    finished: list[str] = []
+
+    def begun() -> list[str]:
+        return [path.stem for path in tmp_path.glob("*.begun")]
+
+    def begins() -> bool:
+        """Not once all are submitted, and one is under way."""
+        if next(asked) < len(waiting):
+            return True
+        while not begun():
+            time.sleep(0.01)
+        threading.Timer(1, (tmp_path / "end").touch).start()
+        return False
+
+    def finish(task: Any, outcome: Outcome) -> list[Any]:
+        finished.append(outcome.key)
+        return [Waiting(str(tmp_path), "more")]
+
+    with executor_of(kind) as executor:
+        Driver(executor).run(waiting, finish, begins)
+    assert len(finished) == 1
+    assert begun() == finished
+
+
+def test_what_fails_when_time_is_up_is_left_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginning it anew would be beginning."""
+    tried: list[int] = []
+    began, up = threading.Event(), threading.Event()
+
+    def fail(task: Any, attempt: int) -> Outcome:
+        tried.append(attempt)
+        began.set()
+        up.wait(60)
+        raise OSError("worker lost")
+
+    monkeypatch.setattr(driver, "run_task", fail)
+    asked = itertools.count()
+
+    def begins() -> bool:
+        if next(asked) == 0:
+            return True
+        began.wait(60)
+        threading.Timer(0.2, up.set).start()
+        return False
+
+    with ThreadPoolExecutor(1) as executor:
+        lost: Any = Waiting("", "lost")
+        Driver(executor).run([lost], lambda task, outcome: [], begins)
+    assert tried == [1]

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from typing import Any, Protocol
 
@@ -54,8 +54,11 @@ class Driver:
             raise InputError(f"lost_after must be a number of seconds above 0, not {lost_after!r}")
         self._executor, self._in_flight, self._lost_after = executor, in_flight, lost_after
         self._running: dict[str, _Running] = {}
-        self._done: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._done = queue.SimpleQueue[tuple[str, int]]()
+        """Key and attempt of what is back, or failed."""
         self._heard = time.monotonic()
+        self._ended = False
+        """Whether no task begins any more."""
 
     def run(
         self,
@@ -67,12 +70,14 @@ class Driver:
 
         A task that is given again, by key, is not run again.
 
-        When `begins` says no, no task is begun any more, and those under way are waited for.
+        When `begins` says no, no task is begun any more: those that wait for their turn are taken
+        back from the executor, those under way are waited for.
 
         Raises:
             WorkerError: a task's worker died ATTEMPTS times.
             InputError: what `submit` gives is no future.
         """
+        self._done, self._ended = queue.SimpleQueue(), False  # nothing of an earlier run
         ready = deque(tasks)
         seen = {task.key for task in ready}
 
@@ -87,19 +92,24 @@ class Driver:
             return True
 
         try:
-            while ready or self._running:
-                if ready and self._has_room() and begins():
+            while self._running or (ready and not self._ended):
+                if not self._ended and not begins():
+                    self._ended = True
+                    self._take_back()
+                elif ready and not self._ended and self._has_room():
                     self._submit(_Running(ready.popleft()))
                     while settle(wait=False):
                         pass
-                elif self._running:
-                    settle(wait=True)
                 else:
-                    return  # none begins any more
+                    settle(wait=True)
         finally:
-            for running in self._running.values():
-                running.cancel()
-            self._running.clear()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Leave undone what is away."""
+        for running in self._running.values():
+            running.cancel()
+        self._running.clear()
 
     def _has_room(self) -> bool:
         return self._in_flight is None or len(self._running) < self._in_flight
@@ -123,24 +133,32 @@ class Driver:
                 " has no add_done_callback: give an executor like those of concurrent.futures, or"
                 " a Dask client"
             )
-        running.futures.append(future)
-        done = self._done
-        future.add_done_callback(lambda finished: done.put((key, finished)))
+        attempt, done = running.attempts, self._done
+        running.away[attempt] = future
+        future.add_done_callback(lambda _: done.put((key, attempt)))
+
+    def _take_back(self) -> None:
+        """Cancel what has not begun, which is then left undone."""
+        begun = _begun(self._executor)
+        for key, running in list(self._running.items()):
+            running.take_back(begun)
+            if not running.away:
+                del self._running[key]
 
     def _next(self, wait: bool) -> tuple[Task, Outcome] | None:
         """The next outcome that counts; None: there is none yet."""
         while True:
             try:
-                key, future = self._done.get(block=wait, timeout=TICK)
+                key, attempt = self._done.get(block=wait, timeout=TICK)
             except queue.Empty:
                 self._resubmit_lost()
                 return None
             self._heard = time.monotonic()
             running = self._running.get(key)
-            if running is None:
-                continue  # it had a result already
+            if running is None or attempt not in running.away:
+                continue  # it had a result already, or was taken back
             try:
-                outcome = future.result()
+                outcome = running.away.pop(attempt).result()
                 if not isinstance(outcome, Outcome) or outcome.key != key:
                     raise WorkerError("the executor returned what is not this task's result")
             except Exception as error:
@@ -151,6 +169,10 @@ class Driver:
 
     def _failed(self, running: _Running, error: BaseException) -> None:
         """The executor could not run a task (a task's own error comes as its outcome)."""
+        if self._ended:
+            if not running.away:
+                del self._running[running.task.key]  # left undone
+            return
         if running.attempts >= ATTEMPTS:
             raise WorkerError(
                 f"{running.task.name} failed {ATTEMPTS} times, its worker died or could not run it"
@@ -163,6 +185,8 @@ class Driver:
         if self._lost_after is None or time.monotonic() - self._heard < self._lost_after:
             return
         self._heard = time.monotonic()
+        if self._ended:
+            self._give_up()
         for running in list(self._running.values()):
             if running.attempts >= ATTEMPTS:
                 raise WorkerError(
@@ -178,12 +202,39 @@ class _Running:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.attempts = 0
-        self.futures: list[Any] = []
+        self.away: dict[int, Any] = {}
+        """The futures of attempts that are not back."""
 
     def cancel(self) -> None:
-        for future in self.futures:
+        for future in self.away.values():
             with contextlib.suppress(Exception):
                 future.cancel()
+
+    def take_back(self, begun: Container[str]) -> None:
+        """Cancel the attempts that have not begun.
+
+        Args:
+            begun: keys of futures that run, and would be cancelled all the same.
+        """
+        for attempt, future in list(self.away.items()):
+            with contextlib.suppress(Exception):  # it cannot cancel, so it is waited for
+                if getattr(future, "key", None) in begun or future.done():
+                    continue
+                future.cancel()
+                if future.cancelled():
+                    del self.away[attempt]
+
+
+def _begun(executor: Executor) -> set[str]:
+    """Keys of the futures of a Dask client that run: it would cancel these, too.
+
+    Futures of `concurrent.futures` that run refuse.
+    """
+    client: Any = executor
+    with contextlib.suppress(Exception):  # it is no such client; or a worker is gone
+        running: Mapping[str, Mapping[str, Any]] = client.call_stack()
+        return {key for of_worker in running.values() for key in of_worker}
+    return set()
 
 
 class Inline:

@@ -81,7 +81,8 @@ def sweep(
             same grid or another: what it holds is not done anew. Beside it, in a folder of its name
             and ".searches", workers that have it keep what selections under way have run: where one
             was killed, the next that does its work goes on from there.
-        max_seconds: begin no task later than that; points that are not done have no row.
+        max_seconds: begin no task later than that, and take back what waits in the executor; points
+            that are not done have no row.
         lost_after: for executors that lose tasks: seconds without any result after which those that
             are away are given out once more. More than the longest task takes.
         revision, local_files_only, max_position_embeddings: as for `swa.load`.
