@@ -36,9 +36,10 @@ from swa.errors import (
     SwaWarning,
     WorkerError,
 )
-from swa.journal import Journal
+from swa.journal import Journal, open_journal
 from swa.model import plan
 from swa.problem import CalibrationProblem
+from swa.search import SEARCH
 from swa.strategies import STRATEGIES, propose, resolve
 from swa.sweeps import SweepTable, driver, estimate_sweep, tasks
 from swa.sweeps.driver import ATTEMPTS, Inline
@@ -542,6 +543,33 @@ def test_selections_do_without_a_place_to_keep_runs(
     assert len(held) == (2 if how == "in use" else 0)
     for one in held:
         one.close()
+
+
+@pytest.mark.parametrize("how", ["another version", "no journal", "no run"])
+def test_selections_begin_anew_where_what_was_kept_is_of_no_use(
+    how: str, sweep: Callable[..., SweepTable], planted: Planted, tmp_path: Path
+) -> None:
+    journal, expected = tmp_path / "j", sweep(strategies=["path"])
+    model = swa.load(planted.folder, dtype="float32", num_threads=1)
+    found: list[Path] = []
+
+    class Stale(Inline):
+        def submit(self, function: Callable[..., Any], /, task: Any, attempt: int) -> Future[Any]:
+            if isinstance(task, tasks.SelectTask):
+                path = tmp_path / "j.searches" / f"{task.key}-{model.engine.tier}"
+                found.append(path)
+                if how == "another version":
+                    Journal(path, {"version": "0.0.1"}).close()
+                elif how == "no journal":
+                    path.write_text("precious")
+                else:
+                    with open_journal(path, model, SEARCH) as kept:
+                        assert kept is not None
+                        kept.append({"run": 3})
+            return super().submit(function, task, attempt)
+
+    assert sweep(journal=journal, strategies=["path"], executor=Stale()) == expected
+    assert len(found) == 2 and not any(path.exists() for path in found)
 
 
 def test_what_was_begun_is_finished_first(sweep: Callable[..., SweepTable], tmp_path: Path) -> None:

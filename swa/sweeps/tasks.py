@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from swa import jsonio
 from swa.budget import Budget
-from swa.errors import CheckpointError
+from swa.errors import CheckpointError, ScoresError
 from swa.evaluation import evaluate
 from swa.examples import Example
 from swa.gates import Objective
-from swa.journal import Journal, JournalInUse, open_journal
+from swa.journal import JournalInUse, open_journal
 from swa.layer_scores import LayerScores, read_integer, read_number
 from swa.policy import AttentionPolicy, format_layers
 from swa.problem import CalibrationProblem
@@ -224,10 +224,7 @@ class SelectTask(Keyed):
         }
 
     def run(self, model: Model) -> dict[str, Any]:
-        problem = self._problem(model)
-        with self._under_way(model) as journal:
-            if journal is not None:
-                problem = problem.journaled(journal)
+        with self._under_way(model) as problem:
             proposal = proposed(self.strategy.strategy, problem, self.budget)
         return {
             "layers": list(proposal.layers),
@@ -243,16 +240,29 @@ class SelectTask(Keyed):
                 path.unlink(missing_ok=True)
 
     @contextmanager
-    def _under_way(self, model: Model) -> Iterator[Journal | None]:
-        """The journal of what it runs; None: nothing is, or there is no place for one."""
-        folder, path, journal = self.source.searches, None, None
+    def _under_way(self, model: Model) -> Iterator[CalibrationProblem]:
+        """The problem, with a journal of what it runs where there is a place for one."""
+        folder, path, problem = self.source.searches, None, self._problem(model)
         if folder is not None and self.scores is None:
             path = Path(folder) / f"{self.key}-{model.engine.tier}"
         with ExitStack() as stack:
+
+            def journaled() -> CalibrationProblem:
+                journal = stack.enter_context(open_journal(path, model, SEARCH))
+                return problem if journal is None else problem.journaled(journal)
+
             # No folder: this worker is elsewhere. In use: the task was taken for lost, runs twice.
             with suppress(JournalInUse, OSError):
-                journal = stack.enter_context(open_journal(path, model, SEARCH))
-            yield journal
+                try:
+                    problem = journaled()
+                except JournalInUse:
+                    raise
+                except ScoresError:  # of another version, or damaged: there is less to go on from
+                    assert path is not None
+                    stack.close()
+                    path.unlink(missing_ok=True)
+                    problem = journaled()
+            yield problem
 
     def _problem(self, model: Model) -> CalibrationProblem:
         """Kept from one selection to the next, which need not run again what the last one ran.
