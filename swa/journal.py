@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -52,8 +53,8 @@ class JournalInUse(ScoresError):
 class Journal:
     """An open journal: `records` holds what earlier runs finished, `append` adds to it.
 
-    The file is locked while open, and a last line that a crash cut short is dropped: its work is
-    simply done again.
+    The file is locked while open, by the process that opened it: in a child that it forks the
+    journal is closed. A last line that a crash cut short is dropped: its work is simply done again.
 
     Args:
         path: created if absent; its directory must exist.
@@ -70,6 +71,7 @@ class Journal:
         self.path = os.fspath(path)
         self.records: list[dict[str, Any]] = []
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        _opened.add(self)
         try:
             self._lock()
             # Through JSON, so that tuples compare equal to the lists read back.
@@ -188,6 +190,18 @@ class Journal:
         while rest:
             rest = rest[os.write(self._descriptor, rest) :]
         os.fsync(self._descriptor)
+
+
+_opened = weakref.WeakSet[Journal]()
+
+
+def _close_in_child() -> None:
+    """Or a child that outlives this process would keep its journals locked."""
+    for journal in list(_opened):
+        journal.close()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _shown(value: Any) -> str:

@@ -126,6 +126,30 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     assert read(tmp_path / "j") == RECORDS[:1]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_child_does_not_keep_it_locked(tmp_path: Path) -> None:
+    """It may outlive its parent; which has the journal to itself for as long as it lives."""
+    forked, end = os.pipe()
+    with Journal(tmp_path / "j", INPUTS) as journal:
+        child = os.fork()
+        if child == 0:
+            os.write(end, b"-")
+            time.sleep(60)
+            os._exit(0)
+        try:
+            assert os.read(forked, 1) == b"-"
+            with pytest.raises(ScoresError, match="another run is writing"):
+                Journal(tmp_path / "j", INPUTS)
+            journal.append(RECORDS[0])
+            journal.close()
+            assert read(tmp_path / "j") == RECORDS[:1]
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(forked)
+            os.close(end)
+
+
 # ---- under a sweep
 
 
