@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import run_python
 
 from swa.sweeps import driver
 from swa.sweeps.driver import Driver, LocalWorkers
@@ -78,6 +79,21 @@ def test_processes_end_with_their_parent(tmp_path: Path, by: signal.Signals) -> 
         parent.send_signal(by)
         assert parent.wait(60) == -by
         assert ends(worker)
+
+
+def test_processes_share_the_cores_that_this_one_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large machine, a batch system may lend a few."""
+    counting = """
+        import os
+        os.cpu_count = lambda: 64
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+        from swa.sweeps.run import threads_of
+        print(threads_of(0), threads_of(1), threads_of(2))
+        """
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert run_python(counting).split() == ["0", "1", "1"]
+    counting = "from swa.sweeps.run import threads_of; print(threads_of(2), threads_of(3))"
+    assert run_python(counting, OMP_NUM_THREADS="12").split() == ["6", "4"]
 
 
 # ---- time that is up

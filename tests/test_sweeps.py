@@ -750,7 +750,9 @@ def test_an_estimate_counts_the_work(
     assert found.seconds == pytest.approx(selecting * prefill + model.score_seconds + expected)
     assert model.peak_bytes >= loaded.memory_required(123, "sweep", policy) > model.weight_bytes
     assert "5 points" in repr(found)
+    monkeypatch.setattr("swa._core.build_info", lambda: {"num_threads": 7})
     halved = estimate_sweep(planted.folder, calibration, heldout, workers=2, **grid)
+    assert halved.threads == 3
     assert halved.seconds == pytest.approx(found.seconds / 2)
 
 

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from swa import _core
 from swa.errors import InputError, SwaWarning
 from swa.examples import Example
 from swa.gates import Objective, check_objective
@@ -76,7 +77,8 @@ def sweep(
             `add_done_callback`: an executor of `concurrent.futures`, a Dask client, ...
         workers: without an executor, so many processes on this machine; 0: this process alone.
             They are spawned, so a script needs the usual `if __name__ == "__main__":`.
-        threads: of one task. Required with an executor; by default all cores, shared by `workers`.
+        threads: of one task. Required with an executor; by default all cores that this process
+            may use, shared by `workers`.
         journal: a file to which every task is added when done. Any sweep may use it again, for the
             same grid or another: what it holds is not done anew. Beside it, in a folder of its name
             and ".searches", workers that have it keep what selections under way have run: where one
@@ -139,10 +141,13 @@ def sweep(
 
 
 def threads_of(workers: int) -> int:
-    """What a task may use of this machine, where so many run at once. Raises InputError."""
+    """What a task may use of the cores that this process may, where so many run at once; 0: all.
+
+    Raises InputError.
+    """
     if workers < 0:
         raise InputError(f"workers must be 0 or more, not {workers}")
-    return max(1, (os.cpu_count() or 1) // workers) if workers else 0
+    return max(1, _core.build_info()["num_threads"] // workers) if workers else 0
 
 
 def model_sweeps(
