@@ -156,6 +156,9 @@ def test_what_it_takes(
         (["--scheduler", "tcp://localhost:1"], "--scheduler needs --threads"),
         (["--scheduler", "foo://x", "--threads", "1"], "--scheduler foo://x: unknown address"),
         (["--per-example", "sweep.csv"], "two outputs"),
+        (["--heldout-per-task", "64"], "--heldout-per-task shapes the built-in mix"),
+        (["--examples-per-task", "64"], "--examples-per-task shapes the built-in mix"),
+        (["--prompt-tokens", "64"], "--prompt-tokens shapes the built-in mix"),
         (["--consumer", "vllm"], "leave out --sink-tokens and --tail-tokens"),
         (["--consumer", "vllm,transformers", "--sink-tokens", "0", "--tail-tokens", "8"], "to it"),
     ],
@@ -172,6 +175,37 @@ def test_what_it_refuses(
     captured = capsys.readouterr()
     assert captured.out == "" and says in captured.err.splitlines()[-1]
     assert not list(here.glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("sides", "refused"),
+    [
+        (["--heldout"], "--heldout-per-task"),
+        (["--calibration", "--examples-per-task", "3"], "--examples-per-task"),
+    ],
+)
+def test_what_shapes_no_side_is_refused(
+    here: Path,
+    checkpoint: str,
+    data: list[str],
+    capsys: pytest.CaptureFixture[str],
+    sides: list[str],
+    refused: str,
+) -> None:
+    """A number of examples for the side that a file replaces."""
+    sides.insert(1, data[data.index(sides[0]) + 1])
+    run = ["sweep", checkpoint, "--sliding-window", "16", *sides, "--heldout-per-task", "2"]
+    assert main(run) == 2
+    assert f"{refused} shapes the built-in mix" in capsys.readouterr().err
+
+
+def test_what_shapes_one_side_beside_a_file(here: Path, checkpoint: str, data: list[str]) -> None:
+    calibration, heldout = data[:2], data[2:]
+    run = ["sweep", checkpoint, "--sliding-window", "16", "--strategy", "first", "--force"]
+    sizes = ["--examples-per-task", "2", "--prompt-tokens", "800"]
+    for file, column, count in ((calibration, "n_heldout", "8"), (heldout, "n_calibration", "8")):
+        assert main([*run, *file, *sizes]) == 0
+        assert rows(here / "sweep.csv")[-1][column] == count
 
 
 def test_a_failed_strategy_is_an_exit_code(

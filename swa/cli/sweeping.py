@@ -137,6 +137,7 @@ def sweep(
             "--consumer says what stock servers can run: leave out --sink-tokens and"
             " --tail-tokens, or add full to it"
         )
+    _check_shapes(calibration, heldout, examples_per_task, heldout_per_task, prompt_tokens)
     arguments: dict[str, Any] = {
         "models": models,
         "calibration": _source(calibration, examples_per_task, prompt_tokens, seed, "calibration"),
@@ -207,6 +208,28 @@ def _report(table: SweepTable, out: Path, per_example: Path | None, as_json: boo
     else:
         print(table)
     note(f"wrote {out}")
+
+
+def _check_shapes(
+    calibration: Path | None,
+    heldout: Path | None,
+    examples_per_task: int | None,
+    heldout_per_task: int | None,
+    prompt_tokens: int | None,
+) -> None:
+    """Refuse what shapes the built-in mix where files replace it on every side that it shapes."""
+    both = calibration is not None and heldout is not None
+    counted = heldout is not None or heldout_per_task is not None  # without --examples-per-task
+    idle = {
+        "--examples-per-task": calibration is not None and counted and examples_per_task,
+        "--heldout-per-task": heldout is not None and heldout_per_task,
+        "--prompt-tokens": both and prompt_tokens,
+    }
+    for option, given in idle.items():
+        if given:
+            raise InputError(
+                f"{option} shapes the built-in mix, which the given file replaces: leave it out"
+            )
 
 
 def _source(
