@@ -208,6 +208,13 @@ def test_what_shapes_one_side_beside_a_file(here: Path, checkpoint: str, data: l
         assert rows(here / "sweep.csv")[-1][column] == count
 
 
+def test_one_layer_is_not_all_of_them(here: Path, checkpoint: str, data: list[str]) -> None:
+    run = ["sweep", checkpoint, *data, "--sliding-window", "16", "--strategy", "first"]
+    assert main([*run, "--budget", "1,1.0,1"]) == 0
+    found = [(row["budget"], row["full_attention_layers"]) for row in rows(here / "sweep.csv")]
+    assert found[2:] == [("1 layers", "1"), ("1 of the layers", "4")]
+
+
 def test_a_failed_strategy_is_an_exit_code(
     here: Path, checkpoint: str, data: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

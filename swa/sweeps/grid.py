@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from swa.budget import Budget
 from swa.errors import InputError
@@ -14,6 +15,8 @@ from swa.policy import AttentionPolicy
 from swa.strategies import Strategy, resolve
 from swa.strategies.base import Plain
 from swa.strategies.rankings import TopK
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,19 +84,14 @@ class Grid:
         budgets: Iterable[Any] = (0.25,),
     ) -> Grid:
         """A grid of any iterables, values that repeat taken once."""
-        axes: dict[str, Iterable[Any]] = {
-            "windows": windows,
-            "sinks": sinks,
-            "tails": tails,
-            "consumers": consumers,
-            "strategies": _named(strategies),
-            "budgets": budgets,
-        }
-        values: dict[str, Any] = {name: _axis(name, axis) for name, axis in axes.items()}
-        for name in ("windows", "sinks", "tails"):
-            values[name] = tuple(_integer(value, name) for value in values[name])
-        values["budgets"] = tuple(map(_budget, values["budgets"]))
-        return cls(**values)
+        return cls(
+            windows=_axis("windows", windows, partial(_integer, name="windows")),
+            sinks=_axis("sinks", sinks, partial(_integer, name="sinks")),
+            tails=_axis("tails", tails, partial(_integer, name="tails")),
+            consumers=_axis("consumers", consumers, lambda consumer: consumer),
+            strategies=_axis("strategies", strategies, NamedStrategy.of),
+            budgets=_axis("budgets", budgets, _budget),
+        )
 
     def policies(self) -> list[AttentionPolicy]:
         """Every policy of the grid once, in order, without layers."""
@@ -107,16 +105,10 @@ class Grid:
         return list(made)
 
 
-def _named(strategies: Iterable[Any]) -> Iterable[Any]:
-    if isinstance(strategies, str) or not isinstance(strategies, Iterable):
-        return strategies  # refused as an axis
-    return [NamedStrategy.of(strategy) for strategy in strategies]
-
-
-def _axis(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
+def _axis(name: str, values: Iterable[Any], read: Callable[[Any], T]) -> tuple[T, ...]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise InputError(f"{name} must be a list of values, not {values!r}")
-    axis = tuple(dict.fromkeys(values))
+    axis = tuple(dict.fromkeys(map(read, values)))  # as read: 1 layer is not 1.0 of the layers
     if not axis:
         raise InputError(f"{name} is empty: give at least one value")
     return axis
