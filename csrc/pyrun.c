@@ -2,8 +2,22 @@
 
 enum { SLICE_MILLISECONDS = 50 };
 
-/* What the call works on whose callbacks this thread is running. */
-static _Thread_local const void *current_owner;
+/* A call that this thread waits for: while its callback or a signal handler runs, others may begin inside it. */
+typedef struct waiting waiting_t;
+struct waiting {
+    const void *owner; /* what the call works on, or NULL */
+    const waiting_t *outer;
+};
+
+static _Thread_local const waiting_t *innermost;
+
+static bool interrupts_call_on(const void *owner)
+{
+    const waiting_t *call = innermost;
+    while (call && call->owner != owner)
+        call = call->outer;
+    return call != NULL;
+}
 
 static void run_job(swa_job_t *job)
 {
@@ -73,7 +87,7 @@ int swa_call_run(swa_call_t *call, const void *owner, PyObject *progress)
         PyErr_SetString(PyExc_TypeError, "progress must be None or a callable");
         return -1;
     }
-    if (owner && current_owner == owner) {
+    if (owner && interrupts_call_on(owner)) {
         PyErr_SetString(PyExc_RuntimeError,
                         "a progress callback or signal handler cannot use the model whose call it interrupts");
         return -1;
@@ -82,8 +96,8 @@ int swa_call_run(swa_call_t *call, const void *owner, PyObject *progress)
         PyErr_SetString(PyExc_RuntimeError, "cannot start the worker thread");
         return -1;
     }
-    const void *outer = current_owner;
-    current_owner = owner;
+    const waiting_t waiting = {owner, innermost};
+    innermost = &waiting;
     bool over = wait_for(call, progress);
     if (!over && !PyErr_Occurred())
         PyErr_SetString(PyExc_RuntimeError, "this process was forked during the call: only its parent has the result");
@@ -91,6 +105,6 @@ int swa_call_run(swa_call_t *call, const void *owner, PyObject *progress)
         unsigned long long total = atomic_load(&call->run.total);
         report(progress, total, total);
     }
-    current_owner = outer;
+    innermost = waiting.outer;
     return PyErr_Occurred() ? -1 : 0;
 }

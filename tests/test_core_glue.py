@@ -429,29 +429,6 @@ def test_other_signals_are_handled_while_a_call_runs(slow_engine: _core.Engine) 
     assert same(found, expected)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_only_faults_are_raised_on_the_engines_own_threads() -> None:
-    """A crash there is faulthandler's to report; other signals are for Python's threads."""
-    code = """
-import signal
-from pathlib import Path
-from glue import inputs, small_engine
-from swa import _core
-before = set(Path("/proc/self/task").iterdir())
-engine = small_engine(num_threads=3)
-engine.nll(*inputs(engine, 2000))
-own = set(Path("/proc/self/task").iterdir()) - before
-faults = {"SIGSEGV", "SIGBUS", "SIGFPE", "SIGILL", "SIGABRT", "SIGTRAP"}
-for task in own:
-    (line,) = (x for x in (task / "status").read_text().splitlines() if x.startswith("SigBlk:"))
-    blocked = int(line.split()[1], 16)
-    heard = {s.name for s in signal.valid_signals() if not blocked >> (s - 1) & 1}
-    print(heard == faults | {"SIGKILL", "SIGSTOP"} or heard)
-print(len(own) >= 3)
-"""
-    assert set(run_python(code).split()) == {"True"}
-
-
 # ---- progress -----------------------------------------------------------------------------------
 
 
@@ -537,6 +514,36 @@ def test_progress_cannot_use_its_own_engine(
     )
     assert others
     assert all(same(other, expected) for other in others)
+
+
+@pytest.mark.parametrize("between", ["another engine", "a hook"])
+def test_nor_can_what_is_called_inside_it(
+    engine: _core.Engine, slow_engine: _core.Engine, between: str
+) -> None:
+    """The outermost call is known through calls on something else."""
+    refused: list[str] = []
+
+    def use_the_outer(*_: object) -> None:
+        try:
+            slow_engine.nll(*inputs(slow_engine))
+        except RuntimeError as error:
+            refused.append(str(error))
+
+    def inside(done: float, total: float) -> None:
+        if between == "another engine":
+            engine.nll(*inputs(engine), progress=use_the_outer)
+        elif not refused:
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            _core.peak("f32")  # some tenths of a second: the signal comes while it runs or queues
+
+    previous = signal.signal(signal.SIGALRM, use_the_outer)
+    try:
+        slow_engine.nll(*inputs(slow_engine, 2000), progress=inside)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert refused and "progress callback" in refused[0]
+    slow_engine.nll(*inputs(slow_engine))  # afterwards it is free again
 
 
 # ---- threads ------------------------------------------------------------------------------------

@@ -425,6 +425,27 @@ class TestThreads:
         orders = [run_python(code, folder, order) for order in ("torch first", "swa first")]
         assert orders[0] == orders[1]
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+    def test_only_faults_are_raised_on_the_engines_own_threads(self) -> None:
+        """A crash there is faulthandler's to report; other signals are for Python's threads."""
+        code = """
+            import signal
+            from pathlib import Path
+            from glue import inputs, small_engine
+            before = set(Path("/proc/self/task").iterdir())
+            engine = small_engine(num_threads=3)
+            engine.nll(*inputs(engine, 2000))
+            own = set(Path("/proc/self/task").iterdir()) - before
+            for task in own:
+                states = dict(line.split(":") for line in (task / "status").open())
+                blocked = int(states["SigBlk"], 16)
+                heard = {s.name for s in signal.valid_signals() if not blocked >> (s - 1) & 1}
+                print(*sorted(heard - {"SIGKILL", "SIGSTOP"}))
+            assert len(own) >= 3
+        """
+        faults = "SIGABRT SIGBUS SIGFPE SIGILL SIGSEGV SIGTRAP"
+        assert set(run_python(code).splitlines()) == {faults}
+
 
 class TestForks:
     def child_of(self, folder: Path, busy: bool) -> str:
