@@ -8,8 +8,9 @@
 
 enum { ALIGNMENT = 64, LARGE = 1 << 20 };
 
-/* Memory of the heap starts at `block`, which is kept before the aligned piece. Large zeros are the system's own:
- * whoever computes on a page first touches it first, on its own NUMA node, and no thread touches all of them. */
+/* Memory of the heap starts at `block`, which is kept before the aligned piece. Zeros that the system maps anew are its
+ * own: whoever computes on a page first touches it first, on its own NUMA node. They are for the largest pieces alone:
+ * once a mapped one was freed, glibc takes pieces up to that size (32 MiB at most) from its heap, and clears them. */
 void *swa_allocate(size_t count, size_t size)
 {
     size_t bytes;
