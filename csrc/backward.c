@@ -3,8 +3,6 @@
  * attention; per chunk of rows from attention down to the input. */
 #include "backward.h"
 
-#include <math.h>
-
 #include "parallel.h"
 
 /* ---- buffers ------------------------------------------------------------------------------------------------ */

@@ -1,7 +1,5 @@
 /* KV cache of one sequence: prefill, then one token a step. A step computes what the prefill's row would, bit for bit:
  * the same kernels in the same order. */
-#include <math.h>
-
 #include "arena.h"
 #include "nll.h"
 #include "parallel.h"

@@ -2,8 +2,6 @@
  * and values) and finish (everything after them). Rows meet only in attention, so chunks decide no result. */
 #include "forward.h"
 
-#include <math.h>
-
 #include "arena.h"
 #include "parallel.h"
 

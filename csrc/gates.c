@@ -1,7 +1,5 @@
 /* The loss of an answer and its gradient with respect to every layer's gates: one forward that keeps the input of each
  * layer, and one backward, for inputs only, that computes the rest again layer by layer. */
-#include <math.h>
-
 #include "backward.h"
 #include "nll.h"
 

@@ -1,5 +1,4 @@
 /* Vector operations in portable C: four lanes of the compilers' vector extension (SSE2, NEON, or scalars). */
-#include <math.h>
 #include <stdbool.h>
 #include <string.h>
 
