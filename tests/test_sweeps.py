@@ -22,12 +22,11 @@ import pytest
 import sweep_strategies
 from gguf_files import from_folder
 from planted import Planted, planted_checkpoint
+from sweep_grid import GRID, examples
 from sweep_strategies import Deadly, Slow, highest, kill_first
 
 import swa
-from swa import cost
 from swa.cli import main
-from swa.cost import Work
 from swa.errors import (
     CheckpointError,
     ExampleError,
@@ -40,30 +39,13 @@ from swa.journal import Journal, open_journal
 from swa.model import plan
 from swa.problem import CalibrationProblem
 from swa.search import SEARCH
-from swa.strategies import STRATEGIES, propose, resolve
-from swa.sweeps import SweepTable, driver, estimate_sweep, tasks
+from swa.sweeps import SweepTable, driver, tasks
 from swa.sweeps.driver import ATTEMPTS, Inline
-from swa.sweeps.estimate import DryProblem
-
-GRID: dict[str, Any] = {
-    "windows": [16],
-    "sinks": [4],
-    "strategies": ["topk", "first"],
-    "budgets": [1, 0.3],
-    "dtypes": ["float32"],
-}
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     return planted_checkpoint(tmp_path_factory.mktemp("planted"))
-
-
-def examples(planted: Planted, seeds: range) -> list[swa.Example]:
-    made = [planted.example(120, near=40, seed=seed) for seed in seeds]
-    return [
-        swa.Example(tuple(e.prompt_ids), tuple(e.answer_ids), f"t{len(e.answer)}") for e in made
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +219,25 @@ def test_a_model_is_opened_once_and_closed(
         sweep(executor=executor)
     assert len(opened) == 1
     assert not tasks._open
+
+
+def test_selections_share_what_they_run(
+    sweep: Callable[..., SweepTable], planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two budgets of one ranking take one set of gradients, and cost as much as each alone."""
+    ran: list[int] = []
+    original = CalibrationProblem.run_gradient
+
+    def counting(self: Any, alpha: Any, index: int) -> Any:
+        ran.append(index)
+        return original(self, alpha, index)
+
+    monkeypatch.setattr(CalibrationProblem, "run_gradient", counting)
+    table = sweep(strategies=["path"], budgets=[1, 2])
+    assert sorted(ran) == [0] * 5 + [1] * 5
+    one, two = table.rows[2:]
+    assert one["select_prefills"] == two["select_prefills"] > 5
+    assert two["layers"] == "2,5"
 
 
 # ---- on any executor
@@ -717,96 +718,3 @@ def test_timings_do_not_count(sweep: Callable[..., SweepTable], expected: SweepT
     assert all(row["evaluate_seconds"] > 0 for row in expected.timings)
     topk, first = expected.timings[2], expected.timings[4]
     assert topk["score_seconds"] > 0 == first["score_seconds"]
-
-
-# ---- what it takes
-
-
-def test_an_estimate_counts_the_work(
-    planted: Planted, sweep: Callable[..., SweepTable], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("swa.sweeps.estimate.measure_speed", lambda model: Work(1e9, 1e9))
-    grid = GRID | {"strategies": ["topk", "path", "periodic"], "budgets": [2]}
-    calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
-    found = estimate_sweep(planted.folder, calibration, heldout, threads=1, **grid)
-    (model,) = found.models
-    assert model.n_points == 5 and model.dtype == "float32"
-
-    loaded = swa.load(planted.folder, dtype="float32", num_threads=1)
-    policy = swa.AttentionPolicy(16, num_sink_tokens=4)
-
-    def passes(used: list[swa.Example], n_full: int) -> float:
-        lengths = [(example.prompt_len, example.answer_len) for example in used]
-        works = [cost.nll_work(loaded.config, policy, range(n_full), *n) for n in lengths]
-        return sum(work.flops for work in works) / 1e9
-
-    rows = {row["strategy"]: row for row in sweep(**grid).rows}
-    prefill = passes(calibration, 9)
-    selecting = rows["path"]["select_prefills"] + rows["periodic"]["select_prefills"]
-    assert model.select_seconds == pytest.approx(selecting * prefill)
-    assert model.score_seconds > rows["topk"]["select_prefills"] * prefill
-    expected = passes(heldout, 9) + passes(heldout, 0) + 3 * passes(heldout, 2)
-    assert model.evaluate_seconds == pytest.approx(expected)
-    assert found.seconds == pytest.approx(selecting * prefill + model.score_seconds + expected)
-    assert model.peak_bytes >= loaded.memory_required(123, "sweep", policy) > model.weight_bytes
-    assert "5 points" in repr(found)
-    monkeypatch.setattr("swa._core.build_info", lambda: {"num_threads": 7})
-    halved = estimate_sweep(planted.folder, calibration, heldout, workers=2, **grid)
-    assert halved.threads == 3
-    assert halved.seconds == pytest.approx(found.seconds / 2)
-
-
-def test_the_estimate_of_another_objective(
-    planted: Planted, sweep: Callable[..., SweepTable], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It runs nothing, either, and knows the references that selections keep."""
-    monkeypatch.setattr("swa.sweeps.estimate.measure_speed", lambda model: Work(1e9, 1e9))
-    grid = GRID | {"strategies": ["path"], "budgets": [2], "threads": 1}
-    calibration, heldout = examples(planted, range(2)), examples(planted, range(10, 13))
-
-    def found(objective: str) -> Any:
-        return estimate_sweep(planted.folder, calibration, heldout, objective=objective, **grid)
-
-    (nll,), (kl,) = found("nll").models, found("kl").models
-    (row,) = sweep(objective="kl", strategies=["path"], budgets=[2]).rows[2:]
-    (nll_row,) = sweep(strategies=["path"], budgets=[2]).rows[2:]
-    expected = row["select_prefills"] / nll_row["select_prefills"]
-    assert kl.select_seconds / nll.select_seconds == pytest.approx(expected)
-    model = plan(planted.folder, dtype="float32", num_threads=1)
-    sizes = [4 * example.answer_len * model.config.vocab_size for example in calibration]
-    longest = max(example.prompt_len + example.answer_len for example in calibration)
-    gates = model.engine.weight_bytes + model.engine.gates_bytes(longest, 2)
-    assert kl.peak_bytes == gates + sum(sizes) + max(sizes) > nll.peak_bytes  # one is a copy
-    monkeypatch.setattr("swa.gates.REFERENCE_BYTES", 1)
-    (bounded,) = found("kl").models
-    assert kl.peak_bytes - bounded.peak_bytes == sum(sizes) - max(sizes)
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_has_an_estimate(planted: Planted, name: str) -> None:
-    model = plan(planted.folder, num_threads=1)
-    policy = swa.AttentionPolicy(16, num_sink_tokens=4)
-    problem = DryProblem(model, examples(planted, range(4)), policy)
-    chosen = propose(resolve(name), problem, 3)
-    assert len(chosen.layers) <= 3
-    assert (chosen.cost.prefills > 0) == (name not in ("first", "last", "random"))
-    assert propose(resolve(name), problem, 3).layers == chosen.layers
-
-
-def test_selections_share_what_they_run(
-    sweep: Callable[..., SweepTable], planted: Planted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two budgets of one ranking take one set of gradients, and cost as much as each alone."""
-    ran: list[int] = []
-    original = CalibrationProblem.run_gradient
-
-    def counting(self: Any, alpha: Any, index: int) -> Any:
-        ran.append(index)
-        return original(self, alpha, index)
-
-    monkeypatch.setattr(CalibrationProblem, "run_gradient", counting)
-    table = sweep(strategies=["path"], budgets=[1, 2])
-    assert sorted(ran) == [0] * 5 + [1] * 5
-    one, two = table.rows[2:]
-    assert one["select_prefills"] == two["select_prefills"] > 5
-    assert two["layers"] == "2,5"
