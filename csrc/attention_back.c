@@ -189,7 +189,7 @@ void swa_attention_back_keys(const swa_attention_back_t *back, int64_t kv_head, 
     int order[SWA_MAX_CHOICES], n = order_choices(back->mix, order);
     memset(s->first, 0, (size_t)(m * columns) * sizeof(float));
     memset(s->second, 0, (size_t)(m * columns) * sizeof(float));
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group && !swa_cancelled(back->run); head++)
         for (int64_t tile = swa_max(row, back->first_query) / SWA_TILE; tile * SWA_TILE < back->n_rows; tile++) {
             swa_visibility_t visible = query_visibility(back, back->mix->masks[order[0]], row, m, tile);
             const int64_t step = visible == SWA_EDGE ? SWA_EDGE_ROWS : m;

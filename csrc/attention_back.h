@@ -9,6 +9,7 @@
  * product sums over head_dim, `values` what it sums over positions. d_o: gradient of the mixed attention output. */
 typedef struct {
     const swa_model_t *model;
+    const swa_run_t *run;
     const swa_mix_t *mix;
     int64_t n_rows, first_query; /* rows [first_query, n_rows) have gradients */
     int64_t query_stride, kv_stride;

@@ -455,6 +455,7 @@ void swa_layer_back(swa_backward_t *back, int64_t layer, const swa_mix_t *mix, c
         .back = back, .layer = &ws->model->layers[layer], .mix = mix, .x = x, .first = first, .lowest = lowest};
     pass.attention = (swa_attention_back_t){
         .model = ws->model,
+        .run = ws->run,
         .mix = mix,
         .n_rows = n_tokens,
         .first_query = first,

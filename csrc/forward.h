@@ -74,14 +74,4 @@ static inline float *swa_raw_head(const swa_workspace_t *ws, int64_t row, int64_
     return ws->raw_heads + (row * (c->n_heads + c->n_kv_heads) + head) * c->head_dim;
 }
 
-static inline bool swa_cancelled(const swa_run_t *run)
-{
-    return atomic_load_explicit(&run->cancelled, memory_order_relaxed) != 0;
-}
-
-static inline void swa_advance(swa_run_t *run, uint64_t cost)
-{
-    atomic_fetch_add_explicit(&run->done, cost, memory_order_relaxed);
-}
-
 #endif

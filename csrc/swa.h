@@ -48,6 +48,16 @@ typedef struct {
     atomic_ullong total; /* FLOPs of the whole call, set at its start */
 } swa_run_t;
 
+static inline bool swa_cancelled(const swa_run_t *run)
+{
+    return atomic_load_explicit(&run->cancelled, memory_order_relaxed) != 0;
+}
+
+static inline void swa_advance(swa_run_t *run, uint64_t cost)
+{
+    atomic_fetch_add_explicit(&run->done, cost, memory_order_relaxed);
+}
+
 /* dispatch.c: tiers in ascending order of preference. */
 enum { SWA_MAX_TIERS = 8 };
 int swa_tiers_built(const char *names[SWA_MAX_TIERS]);   /* compiled in; returns their number */
