@@ -383,9 +383,8 @@ def compare(
             progress=progress,
             journal=journal,
         )
-    return Comparison(
-        evaluations, next(iter(policies)) if baseline is None else baseline, seed=seed
-    )
+    baseline = next(iter(policies)) if baseline is None else baseline
+    return Comparison(evaluations, baseline, seed=seed)
 
 
 def check(

@@ -131,9 +131,9 @@ class References:
 
     @property
     def peak_bytes(self) -> int:
-        """The most that is kept while all examples are run, and the engine's copy of one."""
+        """The most that is kept while all examples are run."""
         sizes = [self._size(index) for index in range(len(self._examples))]
-        return min(sum(sizes), max(REFERENCE_BYTES, *sizes)) + max(sizes)
+        return min(sum(sizes), max(REFERENCE_BYTES, *sizes))
 
     def _size(self, index: int) -> int:
         return 4 * self._examples[index].answer_len * self._model.config.vocab_size

@@ -596,17 +596,8 @@ def load(
         tokenizer = _find_tokenizer(checkpoint, export)
     elif not isinstance(tokenizer, Tokenizer):
         tokenizer = Tokenizer.from_folder(tokenizer)
-    model = Model(
-        source=os.fspath(path_or_id),
-        checkpoint=checkpoint,
-        engine=_load_engine(checkpoint, dtype, num_threads, progress),
-        policy=None,
-        max_position_embeddings=max_position_embeddings
-        or checkpoint.config.max_position_embeddings,
-        stop_ids=_stop_ids(checkpoint, tokenizer),
-        _tokenizer=tokenizer,
-    )
-    return model.patch(export.policy) if export and export.policy else model
+    engine = _load_engine(checkpoint, dtype, num_threads, progress)
+    return _model(path_or_id, checkpoint, export, engine, tokenizer, max_position_embeddings)
 
 
 def plan(
@@ -631,17 +622,8 @@ def plan(
         path_or_id, revision, token, local_files_only, dtype, num_threads, max_position_embeddings
     )
     tokenizer = _find_tokenizer(checkpoint, export) if with_tokenizer else None
-    model = Model(
-        source=os.fspath(path_or_id),
-        checkpoint=checkpoint,
-        engine=_planned_engine(checkpoint, dtype, num_threads),
-        policy=None,
-        max_position_embeddings=max_position_embeddings
-        or checkpoint.config.max_position_embeddings,
-        stop_ids=_stop_ids(checkpoint, tokenizer),
-        _tokenizer=tokenizer,
-    )
-    return model.patch(export.policy) if export and export.policy else model
+    engine = _planned_engine(checkpoint, dtype, num_threads)
+    return _model(path_or_id, checkpoint, export, engine, tokenizer, max_position_embeddings)
 
 
 def _open(
@@ -675,6 +657,28 @@ def _open(
     if export is not None:
         export.check(checkpoint.fingerprint)
     return checkpoint, export
+
+
+def _model(
+    path_or_id: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    export: Export | None,
+    engine: _core.Engine,
+    tokenizer: Tokenizer | None,
+    max_position_embeddings: int | None,
+) -> Model:
+    """The model of an engine, under the policy that was exported, if any."""
+    model = Model(
+        source=os.fspath(path_or_id),
+        checkpoint=checkpoint,
+        engine=engine,
+        policy=None,
+        max_position_embeddings=max_position_embeddings
+        or checkpoint.config.max_position_embeddings,
+        stop_ids=_stop_ids(checkpoint, tokenizer),
+        _tokenizer=tokenizer,
+    )
+    return model.patch(export.policy) if export and export.policy else model
 
 
 def _planned_engine(checkpoint: Checkpoint, dtype: Dtype, num_threads: int) -> _core.Engine:

@@ -140,15 +140,16 @@ def transfer_matrix(
     if not domains or ALL in domains:
         raise InputError(f'give at least one domain, and none of the name "{ALL}"')
     seed = checked_integer(seed, "seed", 0)
-    check_policy(policy, model.config.num_hidden_layers)
+    n_layers = model.config.num_hidden_layers
+    check_policy(policy, n_layers)
+    size = budget.resolve(n_layers)
+    known = {example for domain in domains.values() for example in domain.calibration}
     for name, domain in domains.items():  # before anything is run
         if not domain.heldout:
             raise ExampleError(f"the domain {name!r} has no held-out examples to evaluate on")
         telling = (policy.carries_signal(e.prompt_len, e.answer_len) for e in domain.calibration)
         if choose is None and not any(telling):
             raise ExampleError(f"no calibration example of the domain {name!r} carries a signal")
-    known = {example for domain in domains.values() for example in domain.calibration}
-    for name, domain in domains.items():
         if n_known := sum(example in known for example in domain.heldout):
             raise ExampleError(
                 f"{n_known} held-out examples of the domain {name!r} are calibration examples, too:"
@@ -163,8 +164,6 @@ def transfer_matrix(
         name: tuple(sorted(map(operator.index, choose(pool)))) for name, pool in pools.items()
     }
 
-    n_layers = model.config.num_hidden_layers
-    size = budget.resolve(n_layers)
     for name, chosen in layers.items():
         if len(chosen) > size:
             raise InputError(f"{len(chosen)} layers were chosen on {name!r}: the budget is {size}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -148,8 +148,8 @@ def compare(
 
     The table is by task, with intervals. Policies come from files, or each --strategy selects one
     on --calibration, within --layers or --fraction, under the policy that the other options
-    describe. Without --examples or --suite it is the built-in mix,
-    held out. From five examples a task on, its intervals are to be trusted.
+    describe. Without --examples or --suite it is the built-in mix, held out. From five examples a
+    task on, its intervals are to be trusted.
     """
     from swa import comparison
     from swa.journal import open_journal
@@ -212,37 +212,22 @@ def compare(
         used = source.read(loaded)
         # Before anything is searched for, with policies in the place of those to be found.
         expected = choose.expected(loaded) if choose else {}
-        comparison.check(
-            loaded,
-            policies | expected,
-            used,
-            baseline=baseline,
-            ends=ends,
-            suite=suite,
-            generate=generate,
-            scorer=scorer,
-            judge=judge,
-            journal=journal,
-        )
+        how: dict[str, Any] = {
+            "baseline": baseline,
+            "ends": ends,
+            "suite": suite,
+            "generate": generate,
+            "scorer": scorer,
+            "judge": judge,
+            "journal": journal,
+        }
+        comparison.check(loaded, policies | expected, used, **how)
         with open_journal(journal, loaded, "evaluation"):
             pass  # refuses another run's
         with going_on_from(journal):
             if choose:
                 policies |= choose.policies(loaded, journal)
-            found = comparison.compare(
-                loaded,
-                policies,
-                used,
-                baseline=baseline,
-                ends=ends,
-                suite=suite,
-                generate=generate,
-                scorer=scorer,
-                judge=judge,
-                seed=seed,
-                progress=True,
-                journal=journal,
-            )
+            found = comparison.compare(loaded, policies, used, seed=seed, progress=True, **how)
     for warning in found.warnings():
         note(f"warning: {warning}")
     if as_json:

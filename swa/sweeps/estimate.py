@@ -222,9 +222,12 @@ def _memory(model: Model, base: Base, heldout: Iterable[Example]) -> int:
         max(example.prompt_len + example.answer_len for example in examples)
         for examples in (base.examples, heldout)
     )
-    references = References(model, base.examples).peak_bytes if base.objective == "kl" else 0
+    references, n_copied = 0, 0
+    if base.objective == "kl":
+        references = References(model, base.examples).peak_bytes
+        n_copied = max(example.answer_len for example in base.examples)
     return max(
         model.memory_required(evaluation),
         model.memory_required(calibration, "sweep", base.policy),
-        model.engine.weight_bytes + model.engine.gates_bytes(calibration, 2) + references,
+        model.engine.weight_bytes + model.engine.gates_bytes(calibration, 2, n_copied) + references,
     )
