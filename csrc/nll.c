@@ -64,18 +64,24 @@ static block_t summarise(const swa_kernels_t *kernels, const float *logits, int6
     return block;
 }
 
-/* Negative log-probability of the target, whether it is the argmax. */
-static double combine(const block_t *blocks, int64_t n_blocks, float target_logit, int32_t target, uint8_t *greedy)
+/* A row's view of the whole vocabulary. */
+static block_t combine(const block_t *blocks, int64_t n_blocks)
 {
     int64_t best = 0;
     for (int64_t b = 1; b < n_blocks; b++)
         if (blocks[b].maximum > blocks[best].maximum)
             best = b;
-    double maximum = (double)blocks[best].maximum, sum = 0.0;
+    block_t row = {blocks[best].maximum, (int32_t)(best * VOCABULARY_BLOCK) + blocks[best].argmax, 0.0};
     for (int64_t b = 0; b < n_blocks; b++)
-        sum += blocks[b].sum * exp((double)blocks[b].maximum - maximum);
-    double nll = log(sum) + (maximum - (double)target_logit);
-    *greedy = !isnan(nll) && best * VOCABULARY_BLOCK + blocks[best].argmax == target;
+        row.sum += blocks[b].sum * exp((double)blocks[b].maximum - (double)row.maximum);
+    return row;
+}
+
+/* Negative log-probability of the target, whether it is the argmax. */
+static double target_nll(block_t row, float target_logit, int32_t target, uint8_t *greedy)
+{
+    double nll = log(row.sum) + ((double)row.maximum - (double)target_logit);
+    *greedy = !isnan(nll) && row.argmax == target;
     return nll;
 }
 
@@ -155,8 +161,8 @@ swa_status_t swa_score_rows(const swa_model_t *model, swa_run_t *run, const floa
         head.targets = targets + first;
         status = run_head(&head, x + first * model->config.hidden_size);
         for (int64_t r = 0; status == SWA_OK && r < head.n_rows; r++)
-            nll[first + r] = combine(head.blocks + r * n_blocks, n_blocks, head.target_logits[r], head.targets[r],
-                                     &greedy[first + r]);
+            nll[first + r] = target_nll(combine(head.blocks + r * n_blocks, n_blocks), head.target_logits[r],
+                                        head.targets[r], &greedy[first + r]);
     }
     swa_release(head.target_logits);
     swa_release(head.blocks);
@@ -165,14 +171,16 @@ swa_status_t swa_score_rows(const swa_model_t *model, swa_run_t *run, const floa
 
 /* ---- one row of logits, whole ---------------------------------------------------------------------------------- */
 
-/* Summaries of all vocabulary blocks of a row; `exponentials` is scratch of VOCABULARY_BLOCK floats. */
-static void summarise_row(const swa_kernels_t *kernels, const float *logits, int64_t vocab_size, block_t *blocks,
-                          float *exponentials)
+/* Scratch: blocks of the vocabulary, and VOCABULARY_BLOCK floats of `exponentials`. */
+static block_t summarise_row(const swa_kernels_t *kernels, const float *logits, int64_t vocab_size, block_t *blocks,
+                             float *exponentials)
 {
-    for (int64_t b = 0; b < block_count(vocab_size); b++) {
+    const int64_t n_blocks = block_count(vocab_size);
+    for (int64_t b = 0; b < n_blocks; b++) {
         int64_t column = b * VOCABULARY_BLOCK;
         blocks[b] = summarise(kernels, logits + column, swa_min(VOCABULARY_BLOCK, vocab_size - column), exponentials);
     }
+    return combine(blocks, n_blocks);
 }
 
 swa_status_t swa_hook_log_prob(const swa_kernels_t *kernels, const float *logits, int64_t m, int64_t vocab_size,
@@ -184,8 +192,8 @@ swa_status_t swa_hook_log_prob(const swa_kernels_t *kernels, const float *logits
         return SWA_ERROR_MEMORY;
     float exponentials[VOCABULARY_BLOCK];
     for (int64_t r = 0; r < m; r++, logits += vocab_size) {
-        summarise_row(kernels, logits, vocab_size, blocks, exponentials);
-        nll[r] = combine(blocks, n_blocks, logits[targets[r]], (int32_t)targets[r], &greedy[r]);
+        const block_t row = summarise_row(kernels, logits, vocab_size, blocks, exponentials);
+        nll[r] = target_nll(row, logits[targets[r]], (int32_t)targets[r], &greedy[r]);
     }
     swa_release(blocks);
     return SWA_OK;
@@ -205,7 +213,7 @@ typedef struct {
     unsigned char *d_logits; /* activation rows [m][vocab_size] */
     float *d_normed;         /* [m][normed_stride], whole panels */
     int64_t normed_stride;
-    block_t *blocks;           /* [n_threads][2][n_blocks] */
+    block_t *blocks;           /* [n_threads][n_blocks] */
     unsigned char *transposed; /* [n_threads] slices of a panel */
     size_t slice_bytes;
     double *loss;
@@ -213,14 +221,8 @@ typedef struct {
     float *d_x;
 } head_back_t;
 
-/* log of the sum of exp(logit) */
-static double log_sum(const block_t *blocks, int64_t n_blocks)
-{
-    uint8_t unused;
-    return combine(blocks, n_blocks, 0.0f, 0, &unused);
-}
-
-/* d_logits = weight (softmax(logits) - target distribution), and the loss. */
+/* d_logits = weight (softmax(logits) - target distribution), and the loss. Neither moves with a shift of the logits:
+ * they are taken from their maximum, not from a rounded total. */
 static void loss_row(void *context, int64_t r, int thread)
 {
     head_back_t *head = context;
@@ -228,32 +230,33 @@ static void loss_row(void *context, int64_t r, int thread)
     const int64_t vocab_size = head->model->config.vocab_size, n_blocks = head->n_blocks;
     float *logits = head->logits + r * vocab_size, p[VOCABULARY_BLOCK], q[VOCABULARY_BLOCK];
     const float *reference = head->reference ? head->reference + r * vocab_size : NULL;
-    block_t *blocks = head->blocks + thread * 2 * n_blocks, *reference_blocks = blocks + n_blocks;
+    block_t *blocks = head->blocks + thread * n_blocks, given = {.sum = 1.0};
     if (swa_cancelled(head->run))
         return;
-    summarise_row(kernels, logits, vocab_size, blocks, p);
+    if (reference)
+        given = summarise_row(kernels, reference, vocab_size, blocks, q);
+    const block_t own = summarise_row(kernels, logits, vocab_size, blocks, p);
     const int32_t target = head->targets[r];
-    head->loss[r] = combine(blocks, n_blocks, logits[target], target, &head->greedy[r]);
-    const double total = log_sum(blocks, n_blocks);
-    double reference_total = 0.0, divergence = 0.0;
-    if (reference) {
-        summarise_row(kernels, reference, vocab_size, reference_blocks, q);
-        reference_total = log_sum(reference_blocks, n_blocks);
-    }
+    head->loss[r] = target_nll(own, logits[target], target, &head->greedy[r]);
+    const double own_log = log(own.sum), given_log = log(given.sum);
+    const float own_share = (float)(1.0 / own.sum), given_share = (float)(1.0 / given.sum);
+    double divergence = 0.0;
     for (int64_t column = 0; column < vocab_size; column += VOCABULARY_BLOCK) {
         const int64_t n = swa_min(VOCABULARY_BLOCK, vocab_size - column);
         float *line = logits + column;
-        kernels->exp_shifted(n, line, (float)total, p);
+        kernels->exp_shifted(n, line, own.maximum, p);
         if (reference) {
-            kernels->exp_shifted(n, reference + column, (float)reference_total, q);
+            kernels->exp_shifted(n, reference + column, given.maximum, q);
             for (int64_t i = 0; i < n; i++) {
-                double log_q = (double)reference[column + i] - reference_total, log_p = (double)line[i] - total;
+                double log_p = (double)line[i] - (double)own.maximum - own_log;
+                double log_q = (double)reference[column + i] - (double)given.maximum - given_log;
+                q[i] *= given_share;
                 divergence += (double)q[i] * (log_q - log_p); /* q adds up to 1 but for rounding: no total outside */
-                line[i] = head->weight * (p[i] - q[i]);
+                line[i] = head->weight * (p[i] * own_share - q[i]);
             }
         } else {
             for (int64_t i = 0; i < n; i++)
-                line[i] = head->weight * (p[i] - (float)(column + i == target));
+                line[i] = head->weight * (p[i] * own_share - (float)(column + i == target));
         }
     }
     if (reference)
@@ -295,7 +298,7 @@ static void layout_head_back(head_back_t *head, const swa_model_t *model, int64_
     head->logits = swa_carve(arena, (size_t)(m * c->vocab_size), sizeof(float));
     head->d_logits = swa_carve(arena, (size_t)(m * head->d_stride), swa_activation_size(model));
     head->d_normed = swa_carve(arena, (size_t)(m * head->normed_stride), sizeof(float));
-    head->blocks = swa_carve(arena, (size_t)(n_threads * 2 * head->n_blocks), sizeof(block_t));
+    head->blocks = swa_carve(arena, (size_t)(n_threads * head->n_blocks), sizeof(block_t));
     head->transposed = swa_carve(arena, (size_t)n_threads, head->slice_bytes);
 }
 
