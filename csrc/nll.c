@@ -221,42 +221,48 @@ typedef struct {
     float *d_x;
 } head_back_t;
 
-/* d_logits = weight (softmax(logits) - target distribution), and the loss. Neither moves with a shift of the logits:
- * they are taken from their maximum, not from a rounded total. */
+/* Probabilities of n logits of a row. A shift of the row does not move them: they are taken from its maximum, not from
+ * a rounded total. */
+static void softmax(const swa_kernels_t *kernels, block_t row, int64_t n, const float *logits, float *out)
+{
+    const float scale = (float)(1.0 / row.sum);
+    kernels->exp_shifted(n, logits, row.maximum, out);
+    for (int64_t i = 0; i < n; i++)
+        out[i] *= scale;
+}
+
+/* d_logits = weight (softmax(logits) - target distribution), and the loss. */
 static void loss_row(void *context, int64_t r, int thread)
 {
     head_back_t *head = context;
     const swa_kernels_t *kernels = head->model->kernels;
-    const int64_t vocab_size = head->model->config.vocab_size, n_blocks = head->n_blocks;
+    const int64_t vocab_size = head->model->config.vocab_size;
     float *logits = head->logits + r * vocab_size, p[VOCABULARY_BLOCK], q[VOCABULARY_BLOCK];
     const float *reference = head->reference ? head->reference + r * vocab_size : NULL;
-    block_t *blocks = head->blocks + thread * n_blocks, given = {.sum = 1.0};
+    block_t *blocks = head->blocks + thread * head->n_blocks;
     if (swa_cancelled(head->run))
         return;
-    if (reference)
-        given = summarise_row(kernels, reference, vocab_size, blocks, q);
     const block_t own = summarise_row(kernels, logits, vocab_size, blocks, p);
+    const block_t given = reference ? summarise_row(kernels, reference, vocab_size, blocks, q) : own;
+    const double own_log = log(own.sum), given_log = log(given.sum);
     const int32_t target = head->targets[r];
     head->loss[r] = target_nll(own, logits[target], target, &head->greedy[r]);
-    const double own_log = log(own.sum), given_log = log(given.sum);
-    const float own_share = (float)(1.0 / own.sum), given_share = (float)(1.0 / given.sum);
     double divergence = 0.0;
     for (int64_t column = 0; column < vocab_size; column += VOCABULARY_BLOCK) {
         const int64_t n = swa_min(VOCABULARY_BLOCK, vocab_size - column);
         float *line = logits + column;
-        kernels->exp_shifted(n, line, own.maximum, p);
+        softmax(kernels, own, n, line, p);
         if (reference) {
-            kernels->exp_shifted(n, reference + column, given.maximum, q);
+            softmax(kernels, given, n, reference + column, q);
             for (int64_t i = 0; i < n; i++) {
                 double log_p = (double)line[i] - (double)own.maximum - own_log;
                 double log_q = (double)reference[column + i] - (double)given.maximum - given_log;
-                q[i] *= given_share;
                 divergence += (double)q[i] * (log_q - log_p); /* q adds up to 1 but for rounding: no total outside */
-                line[i] = head->weight * (p[i] * own_share - q[i]);
+                line[i] = head->weight * (p[i] - q[i]);
             }
         } else {
             for (int64_t i = 0; i < n; i++)
-                line[i] = head->weight * (p[i] * own_share - (float)(column + i == target));
+                line[i] = head->weight * (p[i] - (float)(column + i == target));
         }
     }
     if (reference)
