@@ -16,13 +16,16 @@ TESTS = Path(__file__).parent
 BUILT_FROM = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "swa/__init__.py")
 
 
-def run_python(code: str, *arguments: object, **environment: str) -> str:
-    """Run code in a fresh interpreter that can import the tests' modules; its output."""
+def run_python(code: str, *arguments: object, seconds: float = 120.0, **environment: str) -> str:
+    """Run code in a fresh interpreter that can import the tests' modules; its output.
+
+    It must end well, and in time.
+    """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])} | environment,
     )
     assert done.returncode == 0, done.stderr

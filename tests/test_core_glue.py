@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,10 +12,11 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
+import processes
 import psutil
 import pytest
 from glue import inputs, large_engine, long_inputs, small_config, small_engine, tensors
@@ -24,6 +24,8 @@ from glue import inputs, large_engine, long_inputs, small_config, small_engine, 
 from swa import _core
 
 RESPONSE_SECONDS = 0.2  # within which Ctrl-C or an exception ends a call
+
+run_python = partial(processes.run_python, seconds=60.0)
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +36,6 @@ def engine() -> _core.Engine:
 @pytest.fixture(scope="module")
 def slow_engine() -> _core.Engine:
     return large_engine()
-
-
-def run_python(code: str, *, seconds: float = 60.0, **environment: str) -> str:
-    """Standard output of a script in a fresh interpreter, which must end well and in time."""
-    found = [str(Path(__file__).parent), str(Path(_core.__file__).parent.parent)]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(found), **environment},
-        cwd=found[0],
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def same(first: Any, second: Any) -> bool:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import pytest
 import tokenizers
 from checkpoint_files import byte_tokenizer
+from processes import run_python
 from text_tokenizers import CHATML, KINDS, text_tokenizer
 
 import swa.haystack
@@ -276,16 +274,8 @@ def test_another_process_makes_the_same_examples(hash_seed: str) -> None:
         "from checkpoint_files import byte_tokenizer;"
         "print(content_hash(synthetic(Tokenizer(byte_tokenizer()), prompt_tokens=1000)))"
     )
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
     here = synthetic(Tokenizer(byte_tokenizer()), prompt_tokens=1000)
-    assert run.stdout.strip() == content_hash(here)
+    assert run_python(code, PYTHONHASHSEED=hash_seed).strip() == content_hash(here)
 
 
 @pytest.mark.parametrize(
